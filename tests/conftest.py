@@ -1,0 +1,18 @@
+"""Shared fixtures: where real data lives, and one thread per process so that parallel tests share two cores."""
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    "Folder of real clips (`STREMN_DATA`, default ../shared/data); the test is skipped where it is absent."
+    root = Path(os.environ.get("STREMN_DATA", ROOT.parent / "shared" / "data")).resolve()
+    if not root.is_dir():
+        pytest.skip(f"no real data at STREMN_DATA={root}")
+    return root
