@@ -6,7 +6,7 @@
 __all__ = ['StremnError', 'check', 'make_generator', 'seed_everything', 'pick_device', 'device_name', 'plain', 'Record']
 
 # %% ../nbs/01_core.ipynb #d491d67f
-import dataclasses,enum,hashlib,importlib,json,math,os,platform,random,re,secrets,subprocess
+import dataclasses,enum,hashlib,importlib.util,json,math,os,platform,random,re,secrets,subprocess
 from collections.abc import Mapping
 from dataclasses import asdict,dataclass,field
 from pathlib import Path,PurePath
@@ -195,7 +195,7 @@ def _save_json(data, path):
     "Write to a temporary neighbour, then rename it: a reader never sees half a file."
     bad = _not_finite(data)
     check(not bad, f"{path}: expected finite numbers, found {bad}; nothing was written")
-    text = json.dumps(data, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)+"\n"
+    text = json.dumps(data, indent=1, sort_keys=True, allow_nan=False)+"\n"
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -205,7 +205,8 @@ def _save_json(data, path):
             os.fsync(f.fileno())
         os.replace(temporary, path)
     except OSError as e: raise StremnError(f"{path}: expected to write a record here, found {e.strerror or e}") from None
-    finally: temporary.unlink(missing_ok=True)
+    finally:
+        if temporary.exists(): temporary.unlink()
     return path
 
 def _load_json(path):
