@@ -2,8 +2,8 @@
 
 usage: python .ci/readme.py [ROOT]
 
-Markdown cells are copied; code cells are shown unless hidden, with their text outputs. Links are turned from relative to
-nbs/ into relative to the root. A picture among the outputs is written to nbs/images/index-<cell id>.png and linked.
+Markdown cells are copied; code cells are shown unless hidden, with their text outputs. Links relative to
+nbs/ become relative to the root. A picture among the outputs is written to nbs/images/index-<cell id>.png and linked.
 """
 import base64
 import json

@@ -1,0 +1,521 @@
+"""The project's contracts: each is a function from a root folder to a list of violations, empty when it holds.
+
+They take any root, so that tests/test_contracts.py can show each one failing on a small tree with a planted violation.
+"""
+import ast
+import configparser
+import importlib.util
+import itertools
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+HERE = Path(__file__).resolve().parent
+MAX_NOTEBOOK_KB = 300
+MAX_FILE_KB = 1000
+MAX_EXPORTED_LINES = 40
+MAX_OTHER_LINES = 20
+MAX_COLUMNS = 120
+SKIPPED_FOLDERS = {".git", ".venv", "__pycache__", ".ipynb_checkpoints", ".pytest_cache", ".ruff_cache", ".hypothesis",
+                   "build", "dist", "runs", "reproduced", "_proc", "_docs"}
+DATA_SUFFIXES = {".mp4", ".avi", ".mov", ".npy", ".npz", ".pt", ".pth", ".pkl", ".zip", ".tar", ".gz", ".tgz",
+                 ".h5", ".safetensors"}
+NOTEBOOK_TOOLS = {"nbdev", "fastcore", "execnb", "IPython", "pytest", "nbformat"}
+IMPORT_NAMES = {"pillow": "PIL", "scikit-image": "skimage", "opencv-python": "cv2", "pytest-xdist": "xdist"}
+WITHOUT_EXTRAS = {"stremn.viz", "stremn.widgets"} # these two need the extra `notebooks`, and say so
+PRIVATE = re.compile(r"file:/{3}|(?<![\w.~/})*-])/(?:work|home|root|tmp|Users|opt|mnt)\b(?![\w-])")
+UNFINISHED = re.compile(r"\b(?:TO" r"DO|FIX" r"ME)\b")
+MAGIC = re.compile(r"^\s*[%!].*$", re.M)
+
+
+# ---- reading a tree ------------------------------------------------------------------------------------------------
+
+def settings(root: Path) -> dict:
+    "settings.ini."
+    ini = configparser.ConfigParser(delimiters=["="], interpolation=None)
+    ini.read(root / "settings.ini", encoding="utf-8")
+    return dict(ini["DEFAULT"])
+
+
+def joined(value) -> str:
+    "A notebook's text: a string, or a list of lines."
+    return value if isinstance(value, str) else "".join(value)
+
+
+class Cell:
+    "One cell: its kind, source, directives and outputs."
+
+    def __init__(self, raw: dict, index: int):
+        self.kind, self.index = raw["cell_type"], index
+        self.source = joined(raw["source"])
+        self.outputs = raw.get("outputs", [])
+        lines = self.source.strip().splitlines() if self.kind == "code" else []
+        head = itertools.takewhile(lambda line: line.startswith("#|"), lines)
+        self.directives = {m[1]: m[2] for line in head if (m := re.match(r"#\|\s*([\w-]+):?\s*(.*?)\s*$", line))}
+        self.code = re.sub(r"^#\|.*$\n?", "", self.source, flags=re.M).strip("\n") if self.kind == "code" else ""
+        self.exported = bool({"export", "exports", "exporti"} & self.directives.keys())
+
+    def tree(self) -> ast.Module:
+        "The code as a syntax tree, magics left out."
+        return ast.parse(MAGIC.sub("", self.code))
+
+    def texts(self) -> list[str]:
+        "Source and every output that is text."
+        out = [self.source]
+        for output in self.outputs:
+            out += [joined(output.get("text", "")), *output.get("traceback", [])]
+            out += [joined(v) for k, v in output.get("data", {}).items() if k.startswith("text/") or "svg" in k]
+        return out
+
+
+class Notebook:
+    "One notebook: its path, cells, and the module it exports, if any."
+
+    def __init__(self, path: Path, root: Path):
+        self.path, self.name = path, path.relative_to(root / "nbs").as_posix()
+        self.raw = json.loads(path.read_text(encoding="utf-8"))
+        self.cells = [Cell(raw, i) for i, raw in enumerate(self.raw["cells"])]
+        self.code = [c for c in self.cells if c.kind == "code" and c.source.strip()]
+        self.module = next((c.directives["default_exp"] for c in self.code if "default_exp" in c.directives), None)
+
+
+def notebook_paths(root: Path) -> list[Path]:
+    "Every notebook but private scratch (a name or folder that begins with _ or .), in order."
+    found = (root / "nbs").rglob("*.ipynb")
+    return sorted(p for p in found if not any(part[0] in "._" for part in p.relative_to(root / "nbs").parts))
+
+
+def notebooks(root: Path) -> list[Notebook]:
+    "Every notebook, in order."
+    return [Notebook(p, root) for p in notebook_paths(root)]
+
+
+def modules(root: Path) -> dict[str, Path]:
+    "Generated modules by dotted name, `stremn.` included; packages and nbdev's index left out."
+    lib = root / "stremn"
+    return {".".join(("stremn", *p.relative_to(lib).with_suffix("").parts)): p
+            for p in sorted(lib.rglob("*.py")) if p.name not in ("__init__.py", "_modidx.py")}
+
+
+def committed(root: Path) -> list[Path]:
+    "Files that are, or would be, committed; outside git, every file but caches."
+    git = subprocess.run(["git", "-C", root, "ls-files", "-coz", "--exclude-standard"], capture_output=True, text=True)
+    if git.returncode == 0 and (root / ".git").exists():
+        found = [root / name for name in git.stdout.split("\0") if name]
+    else:
+        found = [p for p in root.rglob("*")
+                 if not any(s in SKIPPED_FOLDERS or s.endswith(".egg-info") for s in p.relative_to(root).parts)]
+    return sorted(p for p in found if p.is_file())
+
+
+def texts(root: Path):
+    "(place, text) for every committed text: files as they are, notebooks cell by cell without their pictures."
+    for nb in notebooks(root):
+        for cell in nb.cells:
+            for text in cell.texts():
+                yield f"nbs/{nb.name} cell {cell.index}", text
+    for path in committed(root):
+        if path.suffix == ".ipynb":
+            continue
+        try:
+            yield path.relative_to(root).as_posix(), path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+
+
+def tool(name: str) -> str:
+    "A console script of the environment that runs the tests."
+    return str(Path(sys.executable).with_name(name))
+
+
+def run(*command, cwd: Path) -> subprocess.CompletedProcess:
+    "Run a command, output captured, without the variable that turns nbdev's commands off."
+    env = {k: v for k, v in os.environ.items() if k != "IN_TEST"}
+    return subprocess.run([str(c) for c in command], cwd=cwd, env=env, capture_output=True, text=True, timeout=600)
+
+
+def copied(root: Path, to: Path) -> Path:
+    "A copy of what nbdev reads and writes."
+    for name in ("nbs", "stremn"):
+        if (root / name).is_dir():
+            skip = shutil.ignore_patterns(".ipynb_checkpoints", "__pycache__", "weights", "results", "images")
+            shutil.copytree(root / name, to / name, ignore=skip)
+    shutil.copy(root / "settings.ini", to)
+    return to
+
+
+# ---- order and names -----------------------------------------------------------------------------------------------
+
+def numbers_are_unique(root: Path) -> list[str]:
+    "Top-level notebooks are NN_name.ipynb, no number is shared, and a subpackage stays within one ten."
+    bad, owner, tens = [], {}, {}
+    for nb in notebooks(root):
+        if "/" in nb.name or nb.name == "index.ipynb":
+            continue
+        match = re.fullmatch(r"(\d\d)_([a-z][a-z0-9_.]*)\.ipynb", nb.name)
+        if not match:
+            bad.append(f"{nb.name}: expected NN_module.path.ipynb")
+            continue
+        number, name = match.groups()
+        if number in owner:
+            bad.append(f"{nb.name}: number shared with {owner[number]}")
+        owner[number] = nb.name
+        if "." in name and tens.setdefault(name.split(".")[0], number[0]) != number[0]:
+            bad.append(f"{nb.name}: other notebooks of {name.split('.')[0]} have numbers {tens[name.split('.')[0]]}x")
+    return bad
+
+
+def names_match_modules(root: Path) -> list[str]:
+    "NN_module.path.ipynb exports to module.path; only top-level notebooks export."
+    bad = []
+    for nb in notebooks(root):
+        if nb.module and ("/" in nb.name or nb.path.stem.split("_", 1)[-1] != nb.module):
+            bad.append(f"{nb.name}: exports to {nb.module}")
+        if not nb.module and any(c.exported for c in nb.code):
+            bad.append(f"{nb.name}: exports cells but has no default_exp")
+    return bad
+
+
+def imported_modules(tree: ast.AST, known: set[str]):
+    "(module, problem) for each import of the package: the dotted module, or what is wrong with the import."
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.split(".")[0] == "stremn":
+                    yield None, f"`import {alias.name}`: write `from stremn.x import y`"
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:
+                yield None, "relative import: write `from stremn.x import y`"
+            elif (node.module or "").split(".")[0] == "stremn":
+                for alias in node.names:
+                    inner = f"{node.module}.{alias.name}".removeprefix("stremn.")
+                    outer = node.module.removeprefix("stremn").removeprefix(".")
+                    if inner in known or outer in known:
+                        yield (inner if inner in known else outer), None
+                    elif alias.name != "__version__":
+                        yield None, f"`from {node.module} import {alias.name}`: no notebook makes it"
+
+
+def arrows_point_down(root: Path) -> list[str]:
+    "Exported cells import the package as `from stremn.x import y`, from notebooks with a lower number only."
+    books = [nb for nb in notebooks(root) if nb.module]
+    order, bad = {nb.module: nb.name for nb in books}, []
+    for nb in books:
+        for cell in nb.code:
+            if not cell.exported:
+                continue
+            for module, problem in imported_modules(cell.tree(), set(order)):
+                if problem:
+                    bad.append(f"{nb.name}: {problem}")
+                elif order[module] >= nb.name:
+                    bad.append(f"{nb.name}: imports {module}, which {order[module]} makes")
+    return bad
+
+
+def no_star_imports(root: Path) -> list[str]:
+    "No `import *`, in any cell."
+    return [f"{nb.name} cell {c.index}: import *"
+            for nb in notebooks(root) for c in nb.code for node in ast.walk(c.tree())
+            if isinstance(node, ast.ImportFrom) and any(a.name == "*" for a in node.names)]
+
+
+def no_tools_in_modules(root: Path) -> list[str]:
+    "Exported cells import none of the notebook tools."
+    bad = []
+    for nb in notebooks(root):
+        for cell in (c for c in nb.code if c.exported):
+            for node in ast.walk(cell.tree()):
+                names = [a.name for a in node.names] if isinstance(node, ast.Import) else \
+                        [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+                bad += [f"{nb.name} cell {cell.index}: {n}" for n in names if n.split(".")[0] in NOTEBOOK_TOOLS]
+    return bad
+
+
+# ---- notebooks and modules -----------------------------------------------------------------------------------------
+
+def no_orphans(root: Path) -> list[str]:
+    "Each module has its notebook, each exporting notebook its module; a subpackage's __init__.py is empty."
+    made, files = {f"stremn.{nb.module}" for nb in notebooks(root) if nb.module}, modules(root)
+    bad = [f"{files[m].relative_to(root).as_posix()}: no notebook makes it" for m in sorted(files.keys() - made)]
+    bad += [f"{m}: its notebook was never exported" for m in sorted(made - files.keys())]
+    inits = [p for p in (root / "stremn").rglob("__init__.py") if p.parent != root / "stremn"]
+    return bad + [f"{p.relative_to(root).as_posix()}: not empty" for p in inits if p.read_text().strip()]
+
+
+def headers_name_notebooks(root: Path) -> list[str]:
+    "Generated files say so, and name the notebook that makes them."
+    bad = []
+    for module, path in modules(root).items():
+        head = "\n".join(path.read_text(encoding="utf-8").splitlines()[:12])
+        match = re.search(r"AUTOGENERATED! DO NOT EDIT! File to edit: (\S+\.ipynb)", head)
+        where = path.relative_to(root).as_posix()
+        if not match:
+            bad.append(f"{where}: no autogenerated header")
+        elif not (path.parent / match[1]).resolve().is_file():
+            bad.append(f"{where}: names {match[1]}, which is not there")
+        elif Path(match[1]).stem.split("_", 1)[-1] != module.removeprefix("stremn."):
+            bad.append(f"{where}: names {match[1]}")
+    return bad
+
+
+def python_files(root: Path) -> dict[str, str]:
+    "Everything in stremn/ that is Python, by path."
+    return {p.relative_to(root).as_posix(): p.read_text(encoding="utf-8") for p in (root / "stremn").rglob("*.py")}
+
+
+def export_is_in_sync(root: Path) -> list[str]:
+    "Exporting all notebooks again changes nothing in stremn/."
+    with tempfile.TemporaryDirectory() as folder:
+        copy = copied(root, Path(folder))
+        before = python_files(copy)
+        for path in modules(copy).values():
+            path.unlink()
+        done = run(tool("nbdev_export"), cwd=copy)
+        if done.returncode:
+            return [f"nbdev_export failed: {done.stderr.strip()[-500:]}"]
+        after = python_files(copy)
+    return [f"{name}: differs from its notebook; run `make export`"
+            for name in sorted(before.keys() | after.keys()) if before.get(name) != after.get(name)]
+
+
+def notebooks_are_clean(root: Path) -> list[str]:
+    "nbdev_clean changes nothing."
+    with tempfile.TemporaryDirectory() as folder:
+        copy = copied(root, Path(folder))
+        done = run(tool("nbdev_clean"), cwd=copy)
+        if done.returncode:
+            return [f"nbdev_clean failed: {done.stderr.strip()[-500:]}"]
+        return [f"{p.relative_to(root).as_posix()}: not clean; run `make clean-notebooks`" for p in notebook_paths(root)
+                if p.read_bytes() != (copy / p.relative_to(root)).read_bytes()]
+
+
+def notebooks_are_small(root: Path) -> list[str]:
+    "Each notebook is below 300 kB."
+    sizes = {p: p.stat().st_size / 1000 for p in notebook_paths(root)}
+    return [f"{p.name}: {kb:.0f} kB, at most {MAX_NOTEBOOK_KB}" for p, kb in sizes.items() if kb >= MAX_NOTEBOOK_KB]
+
+
+def no_widget_state(root: Path) -> list[str]:
+    "No widget metadata or widget output; a cell that begins with `#| interactive` is committed without output."
+    bad = [f"{nb.name}: metadata.widgets" for nb in notebooks(root) if "widgets" in nb.raw["metadata"]]
+    for nb in notebooks(root):
+        for cell in nb.code:
+            widget = any("widget" in mime for o in cell.outputs for mime in o.get("data", {}))
+            if widget or ("interactive" in cell.directives and cell.outputs):
+                bad.append(f"{nb.name} cell {cell.index}: interactive output")
+    return bad
+
+
+def no_error_outputs(root: Path) -> list[str]:
+    "No cell ends in an error, and none writes to stderr."
+    return [f"{nb.name} cell {c.index}: {o.get('ename', 'stderr')}" for nb in notebooks(root) for c in nb.code
+            for o in c.outputs if o["output_type"] == "error" or o.get("name") == "stderr"]
+
+
+def lessons_show_something(root: Path) -> list[str]:
+    "A code cell without a leading directive has an output; a figure cell has a picture, unless its flag skips it."
+    bad = []
+    for nb in notebooks(root):
+        for cell in nb.code:
+            where = f"{nb.name} cell {cell.index}"
+            if not cell.source.lstrip().startswith("#|") and not cell.outputs:
+                bad.append(f"{where}: no output: {cell.code.splitlines()[0][:60]}")
+            skipped = {"slow", "gpu", "data", "eval"} & cell.directives.keys()
+            drawn = any(mime.startswith("image/") for o in cell.outputs for mime in o.get("data", {}))
+            if cell.directives.get("label", "").startswith("fig-") and not drawn and not skipped:
+                bad.append(f"{where}: {cell.directives['label']} without a picture")
+    return bad
+
+
+def cells_are_short(root: Path) -> list[str]:
+    "Exported cells have at most 40 lines, others at most 20, directives not counted."
+    bad = []
+    for nb in notebooks(root):
+        for cell in nb.code:
+            lines, most = len(cell.code.splitlines()), MAX_EXPORTED_LINES if cell.exported else MAX_OTHER_LINES
+            if lines > most:
+                bad.append(f"{nb.name} cell {cell.index}: {lines} lines, at most {most}")
+    return bad
+
+
+def lines_fit(root: Path) -> list[str]:
+    "Lines of code are at most 120 columns wide, in notebooks and Python files; a directive (a caption) may be longer."
+    places = [(f"{nb.name} cell {c.index}", c.code) for nb in notebooks(root) for c in nb.code]
+    places += [(p.relative_to(root).as_posix(), p.read_text(encoding="utf-8")) for p in committed(root)
+               if p.suffix == ".py" and not p.is_relative_to(root / "stremn")]
+    return [f"{where}, line {i}: {len(line)} columns" for where, text in places
+            for i, line in enumerate(text.splitlines(), 1) if len(line) > MAX_COLUMNS]
+
+
+def lessons_do_not_print(root: Path) -> list[str]:
+    "A lesson ends in the value worth seeing, not in print."
+    return [f"{nb.name} cell {c.index}: print" for nb in notebooks(root) for c in nb.code if not c.exported
+            for node in ast.walk(c.tree()) if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"]
+
+
+def notebooks_open_alike(root: Path) -> list[str]:
+    "The first words of a notebook are a heading and one quoted sentence."
+    bad = []
+    for nb in notebooks(root):
+        first = next((c.source for c in nb.cells if c.kind == "markdown"), "")
+        if not re.match(r"# \S.*\n+(?:.*\n)*?> \S", first):
+            bad.append(f"{nb.name}: expected `# Title` and `> one sentence`, found {first[:40]!r}")
+    return bad
+
+
+# ---- the package ---------------------------------------------------------------------------------------------------
+
+BLOCKED_IMPORT = """
+import importlib, sys
+root, blocked, names = sys.argv[1], set(sys.argv[2].split()), sys.argv[3].split()
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in blocked: raise ModuleNotFoundError(f"No module named {name!r} (blocked)", name=name)
+sys.meta_path.insert(0, Block())
+sys.path.insert(0, root)
+for name in names:
+    try: importlib.import_module(name)
+    except Exception as e: print(f"{name}: {type(e).__name__}: {e}")
+"""
+
+
+def requirement_names(line: str) -> set[str]:
+    "Distribution names in a line of settings.ini."
+    return {Requirement(word).name.lower() for word in line.split()}
+
+
+def import_names(distributions: set[str]) -> set[str]:
+    "What those distributions are called in an import."
+    return {IMPORT_NAMES.get(name, name.replace("-", "_")) for name in distributions}
+
+
+def imports_without_extras(root: Path) -> list[str]:
+    "Every module but viz and widgets imports where nothing of the extras is installed."
+    ini = settings(root)
+    extras = requirement_names(ini["dev_requirements"]) | requirement_names(ini["notebook_requirements"])
+    blocked = import_names(extras - requirement_names(ini["requirements"]))
+    blocked |= NOTEBOOK_TOOLS | {"cv2", "skimage", "pandas"}
+    names = ["stremn", *(m for m in modules(root) if m not in WITHOUT_EXTRAS)]
+    done = run(sys.executable, "-c", BLOCKED_IMPORT, root, " ".join(blocked), " ".join(names), cwd=root)
+    crash = [f"importing stopped: {done.stderr.strip()[-500:]}"] if done.returncode else []
+    return crash + done.stdout.splitlines()
+
+
+def imports_are_declared(root: Path) -> list[str]:
+    "What a module imports from outside is in the requirements, or in the extra `notebooks`."
+    ini = settings(root)
+    allowed = import_names(requirement_names(ini["requirements"]) | requirement_names(ini["notebook_requirements"]))
+    allowed |= set(sys.stdlib_module_names) | {"stremn"}
+    bad = set()
+    for path in modules(root).values():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else \
+                    [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+            bad |= {f"{path.relative_to(root).as_posix()}: {n} is in no requirement" for n in names
+                    if n.split(".")[0] not in allowed}
+    return sorted(bad)
+
+
+def constraints_fit(root: Path) -> list[str]:
+    "constraints.txt pins every requirement, inside its range."
+    text = re.sub(r"^#.*$", "", (root / "constraints.txt").read_text(encoding="utf-8"), flags=re.M)
+    lines = [Requirement(line) for line in text.split()]
+    pins, ini = {r.name.lower(): next(iter(r.specifier)).version for r in lines}, settings(root)
+    bad = []
+    for word in " ".join(ini[k] for k in ("requirements", "dev_requirements", "notebook_requirements")).split():
+        need = Requirement(word)
+        if need.name.lower() not in pins:
+            bad.append(f"{need.name}: not pinned")
+        elif not need.specifier.contains(pins[need.name.lower()], prereleases=True):
+            bad.append(f"{need}: pinned to {pins[need.name.lower()]}")
+    return sorted(set(bad))
+
+
+def versions_agree(root: Path) -> list[str]:
+    "One version in settings.ini, in stremn.__version__ and in the change log."
+    version, bad = settings(root)["version"], []
+    init = re.search(r"^__version__ = [\"'](.+?)[\"']", (root / "stremn" / "__init__.py").read_text(), re.M)
+    if not init or init[1] != version:
+        bad.append(f"stremn.__version__ is {init and init[1]}, settings.ini says {version}")
+    if not re.search(rf"^## {re.escape(version)}\b", (root / "CHANGELOG.md").read_text(encoding="utf-8"), re.M):
+        bad.append(f"CHANGELOG.md has no entry for {version}")
+    return bad
+
+
+# ---- the repository ------------------------------------------------------------------------------------------------
+
+@cache
+def readme_tool():
+    "The README maker, .ci/readme.py, as a module."
+    spec = importlib.util.spec_from_file_location("readme_tool", HERE.parent / ".ci" / "readme.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def readme_is_in_sync(root: Path) -> list[str]:
+    "README.md and its pictures are what nbs/index.ipynb gives."
+    text, images = readme_tool().readme(json.loads((root / "nbs" / "index.ipynb").read_text(encoding="utf-8")))
+    wanted = {"README.md": text.encode(), **images}
+    return [f"{name}: differs from nbs/index.ipynb; run `make export`" for name, content in wanted.items()
+            if not (root / name).is_file() or (root / name).read_bytes() != content]
+
+
+def links_lead_somewhere(root: Path) -> list[str]:
+    "Relative links in notebooks and Markdown files lead to files that are there."
+    bad, link = [], re.compile(r"\]\(([^)\s#]+)[^)]*\)|\b(?:src|href)=[\"']([^\"'#]+)")
+    places = [(f"nbs/{nb.name}", nb.path.parent, c.source)
+              for nb in notebooks(root) for c in nb.cells if c.kind == "markdown"]
+    places += [(p.name, p.parent, p.read_text(encoding="utf-8")) for p in root.glob("*.md")]
+    for where, folder, text in places:
+        prose = re.sub(r"```.*?```|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]*\$", "", text, flags=re.S)
+        for found in link.findall(prose):
+            target = found[0] or found[1]
+            if not re.match(r"[a-z][a-z0-9+.-]*:|attachment:", target) and not (folder / target).exists():
+                bad.append(f"{where}: {target} is not there")
+    return bad
+
+
+def no_private_paths(root: Path) -> list[str]:
+    "No file, source or output names a folder of the machine it was made on."
+    return [f"{where}: {text[max(0, m.start()-20):m.end()+20]!r}"
+            for where, text in texts(root) for m in [PRIVATE.search(text)] if m]
+
+
+def nothing_unfinished(root: Path) -> list[str]:
+    "No note to self is left in any file."
+    return [f"{where}: {m[0]}" for where, text in texts(root) for m in [UNFINISHED.search(text)] if m]
+
+
+def no_large_files(root: Path) -> list[str]:
+    "No data, and no file above 1 MB, but the weights in stremn/weights."
+    bad = []
+    for path in committed(root):
+        name, kb = path.relative_to(root).as_posix(), path.stat().st_size / 1000
+        if not name.startswith("stremn/weights/") and (kb > MAX_FILE_KB or path.suffix in DATA_SUFFIXES):
+            bad.append(f"{name}: {kb:.0f} kB")
+    return bad
+
+
+def ruff_passes(root: Path) -> list[str]:
+    "The linter accepts notebooks, tests and tools."
+    places = [p for p in ("nbs", "tests", "setup.py", ".ci") if (root / p).exists()]
+    done = run(sys.executable, "-m", "ruff", "check", "--no-cache", "--output-format", "concise", *places, cwd=root)
+    return done.stdout.splitlines() + done.stderr.splitlines() if done.returncode else []
+
+
+CONTRACTS = [
+    numbers_are_unique, names_match_modules, arrows_point_down, no_star_imports, no_tools_in_modules,
+    no_orphans, headers_name_notebooks, export_is_in_sync, notebooks_are_clean, notebooks_are_small, no_widget_state,
+    no_error_outputs, lessons_show_something, cells_are_short, lines_fit, lessons_do_not_print, notebooks_open_alike,
+    imports_without_extras, imports_are_declared, constraints_fit, versions_agree,
+    readme_is_in_sync, links_lead_somewhere, no_private_paths, nothing_unfinished, no_large_files, ruff_passes,
+]

@@ -1,0 +1,243 @@
+"""The contracts hold here, hold on a small good tree, and each one is seen to fail on a planted violation."""
+import json
+import os
+import shutil
+from pathlib import Path
+
+import contracts
+import pytest
+from contracts import CONTRACTS
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+# ---- a small good tree ---------------------------------------------------------------------------------------------
+
+def code(source: str, *outputs: dict, **metadata) -> dict:
+    "A code cell; its id is settled when the notebook is written."
+    return {"cell_type": "code", "execution_count": None, "metadata": metadata, "outputs": list(outputs),
+            "source": source}
+
+
+def words(source: str) -> dict:
+    "A markdown cell."
+    return {"cell_type": "markdown", "metadata": {}, "source": source}
+
+
+def shown(value="3", mime: str = "text/plain") -> dict:
+    "The output of a cell that ends in a value."
+    return {"output_type": "execute_result", "execution_count": None, "metadata": {}, "data": {mime: [value]}}
+
+
+def write_notebook(path: Path, *cells: dict, **metadata) -> None:
+    "Write cells as nbdev_clean leaves them."
+    for i, cell in enumerate(cells):
+        cell.setdefault("id", f"{i:08x}")
+        if isinstance(cell["source"], str):
+            cell["source"] = cell["source"].splitlines(keepends=True)
+    kernel = {"display_name": "python3", "language": "python", "name": "python3"}
+    nb = {"cells": list(cells), "metadata": {"kernelspec": kernel, **metadata}, "nbformat": 4, "nbformat_minor": 5}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(nb, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def add(root: Path, name: str, *cells: dict, **metadata) -> None:
+    "Append cells to a notebook of the tree."
+    path = root / "nbs" / name
+    nb = json.loads(path.read_text(encoding="utf-8"))
+    new = ({**c, "id": f"{99 + i:08x}"} for i, c in enumerate(cells))
+    write_notebook(path, *nb["cells"], *new, **{**nb["metadata"], **metadata})
+
+
+def export(root: Path) -> None:
+    "Export every notebook of the tree."
+    done = contracts.run(contracts.tool("nbdev_export"), cwd=root)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="session")
+def good_tree(tmp_path_factory) -> Path:
+    "Two modules, an index, and everything the contracts look at."
+    root = tmp_path_factory.mktemp("good")
+    for name in ("settings.ini", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, root)
+    (root / "CHANGELOG.md").write_text(f"# Change log\n\n## {contracts.settings(ROOT)['version']}\n")
+    write_notebook(root / "nbs" / "index.ipynb", words("# Small\n\n> A small tree\n\nSee [one](01_one.ipynb)."),
+                   code("1 + 2", shown()))
+    write_notebook(root / "nbs" / "01_one.ipynb", code("#| default_exp one"), words("# One\n\n> Adds one"),
+                   code("#| export\ndef one(x): return x + 1"), code("one(2)", shown()))
+    write_notebook(root / "nbs" / "20_two.twice.ipynb", code("#| default_exp two.twice"), words("# Two\n\n> Adds two"),
+                   code("#| export\nfrom stremn.one import one"), code("#| export\ndef two(x): return one(one(x))"),
+                   code("two(1)", shown()), code("#| interactive\ntwo(0)"))
+    export(root)
+    contracts.readme_tool().main(root)
+    for extra in (root / "nbs").glob("*.yml"):
+        extra.unlink()
+    return root
+
+
+@pytest.fixture
+def tree(good_tree, tmp_path) -> Path:
+    "A copy of the good tree to spoil."
+    return Path(shutil.copytree(good_tree, tmp_path / "tree"))
+
+
+# ---- violations ----------------------------------------------------------------------------------------------------
+
+ONE, TWO = "01_one.ipynb", "20_two.twice.ipynb"
+
+
+def plant_shared_number(root): (root / "nbs" / ONE).rename(root / "nbs" / "20_one.ipynb")
+def plant_bare_name(root): (root / "nbs" / ONE).rename(root / "nbs" / "one.ipynb")
+def plant_split_layer(root): shutil.copy(root / "nbs" / TWO, root / "nbs" / "30_two.more.ipynb")
+def plant_wrong_name(root): (root / "nbs" / ONE).rename(root / "nbs" / "01_uno.ipynb")
+def plant_nameless_export(root): write_notebook(root / "nbs" / "02_x.ipynb", code("#| export\ny = 1"))
+def plant_upward_arrow(root): add(root, ONE, code("#| export\nfrom stremn.two.twice import two"))
+def plant_upward_arrow_inside(root): add(root, ONE, code("#| export\ndef f():\n    from stremn.two import twice"))
+def plant_relative_import(root): add(root, TWO, code("#| export\nfrom ..one import one"))
+def plant_plain_import(root): add(root, TWO, code("#| export\nimport stremn.one"))
+def plant_unknown_import(root): add(root, TWO, code("#| export\nfrom stremn.three import three"))
+def plant_star(root): add(root, TWO, code("#| hide\nfrom math import *"))
+def plant_fastcore(root): add(root, TWO, code("#| export\nfrom fastcore.basics import store_attr"))
+def plant_orphan(root): (root / "stremn" / "three.py").write_text("x = 1\n")
+def plant_missing_module(root): (root / "stremn" / "one.py").unlink()
+def plant_code_in_init(root): (root / "stremn" / "two" / "__init__.py").write_text("x = 1\n")
+def plant_lost_header(root): (root / "stremn" / "one.py").write_text("x = 1\n")
+def plant_renamed_notebook(root): (root / "nbs" / ONE).rename(root / "nbs" / "02_one.ipynb")
+def plant_edited_notebook(root): add(root, ONE, code("#| export\ndef zero(x): return x"))
+def plant_missing_index(root): (root / "stremn" / "_modidx.py").unlink()
+def plant_metadata(root): add(root, ONE, code("one(3)", shown("4"), collapsed=True))
+def plant_execution_count(root): add(root, ONE, {**code("one(3)", shown("4")), "execution_count": 7})
+def plant_fat(root): add(root, ONE, code("one(3)", shown("x" * 300_000)))
+def plant_widget_state(root): add(root, ONE, widgets={"state": {}})
+def plant_widget_output(root): add(root, ONE, code("one(3)", shown("{}", "application/vnd.jupyter.widget-view+json")))
+def plant_interactive_output(root): add(root, ONE, code("#| interactive\none(3)", shown("4")))
+def plant_stderr(root): add(root, ONE, code("one(3)", {"output_type": "stream", "name": "stderr", "text": ["careful"]}))
+def plant_silent_lesson(root): add(root, ONE, code("x = one(3)"))
+def plant_empty_figure(root): add(root, ONE, code("#| label: fig-x\none(3)", shown("4")))
+def plant_long_export(root): add(root, ONE, code("#| export\n" + "\n".join(f"x{i} = {i}" for i in range(41))))
+def plant_long_lesson(root): add(root, ONE, code("\n".join(f"x{i} = {i}" for i in range(21)), shown()))
+def plant_print(root): add(root, ONE, code("print(one(3))", shown("4")))
+def plant_no_title(root): write_notebook(root / "nbs" / "02_x.ipynb", words("Some words"))
+def plant_extra(root): (root / "stremn" / "one.py").write_text("import matplotlib\n")
+def plant_undeclared(root): (root / "stremn" / "one.py").write_text("def f():\n    import scipy.stats\n")
+def plant_version(root): (root / "stremn" / "__init__.py").write_text('__version__ = "9.9.9"\n')
+def plant_unlogged_version(root): (root / "CHANGELOG.md").write_text("# Change log\n\n## 0.0.0\n")
+def plant_readme(root): (root / "README.md").write_text("# Another\n")
+def plant_dead_link(root): add(root, ONE, words("See [three](30_three.ipynb)."))
+def plant_private_source(root): add(root, ONE, code("#| hide\nclips = '" + "/" + "home/ada/clips'"))
+def plant_private_output(root): add(root, ONE, code("one(3)", shown("/" + "tmp/ipykernel_7/1.py")))
+def plant_private_file(root): (root / "notes.md").write_text("see " + "/" + "work/here")
+def plant_note_to_self(root): (root / "notes.md").write_text("TO" + "DO: finish")
+def plant_data(root): (root / "clip.mp4").write_bytes(b"0")
+def plant_large(root): (root / "table.json").write_bytes(b" " * 1_000_001)
+def plant_undefined(root): add(root, ONE, code("one(undefined_name)", shown("4")))
+def plant_wide(root): add(root, ONE, code("one(3)  # " + "wide " * 30, shown("4")))
+def plant_wide_file(root): (root / "setup.py").write_text("x = 1  # " + "wide " * 30)
+
+
+def plant_edited_module(root):
+    "A change that no notebook knows of."
+    path = root / "stremn" / "one.py"
+    path.write_text(path.read_text().replace("+ 1", "+ 2"))
+
+
+def plant_error(root):
+    "A cell that stopped."
+    add(root, ONE, code("one()", {"output_type": "error", "ename": "TypeError", "evalue": "", "traceback": []}))
+
+
+def plant_loose_pin(root):
+    "A pin outside the range that settings.ini gives."
+    lines = (root / "constraints.txt").read_text().splitlines()
+    spoiled = ["torch==1.0" if line.startswith("torch==") else line for line in lines]
+    (root / "constraints.txt").write_text("\n".join(spoiled))
+
+
+def plant_missing_pin(root):
+    "A requirement without a pin."
+    lines = (root / "constraints.txt").read_text().splitlines()
+    (root / "constraints.txt").write_text("\n".join(line for line in lines if not line.startswith("tyro==")))
+
+
+PLANTS = {
+    "numbers_are_unique": [plant_shared_number, plant_bare_name, plant_split_layer],
+    "names_match_modules": [plant_wrong_name, plant_nameless_export],
+    "arrows_point_down": [plant_upward_arrow, plant_upward_arrow_inside, plant_relative_import, plant_plain_import,
+                          plant_unknown_import],
+    "no_star_imports": [plant_star],
+    "no_tools_in_modules": [plant_fastcore],
+    "no_orphans": [plant_orphan, plant_missing_module, plant_code_in_init],
+    "headers_name_notebooks": [plant_lost_header, plant_renamed_notebook],
+    "export_is_in_sync": [plant_edited_module, plant_edited_notebook, plant_missing_index],
+    "notebooks_are_clean": [plant_metadata, plant_execution_count],
+    "notebooks_are_small": [plant_fat],
+    "no_widget_state": [plant_widget_state, plant_widget_output, plant_interactive_output],
+    "no_error_outputs": [plant_error, plant_stderr],
+    "lessons_show_something": [plant_silent_lesson, plant_empty_figure],
+    "cells_are_short": [plant_long_export, plant_long_lesson],
+    "lines_fit": [plant_wide, plant_wide_file],
+    "lessons_do_not_print": [plant_print],
+    "notebooks_open_alike": [plant_no_title],
+    "imports_without_extras": [plant_extra],
+    "imports_are_declared": [plant_undeclared],
+    "constraints_fit": [plant_loose_pin, plant_missing_pin],
+    "versions_agree": [plant_version, plant_unlogged_version],
+    "readme_is_in_sync": [plant_readme],
+    "links_lead_somewhere": [plant_dead_link],
+    "no_private_paths": [plant_private_source, plant_private_output, plant_private_file],
+    "nothing_unfinished": [plant_note_to_self],
+    "no_large_files": [plant_data, plant_large],
+    "ruff_passes": [plant_undefined],
+}
+PAIRS = [(by_name, plant) for by_name, plants in PLANTS.items() for plant in plants]
+
+
+# ---- tests ---------------------------------------------------------------------------------------------------------
+
+def listed(violations: list[str]) -> str:
+    "Violations one a line, for the failure message."
+    return "\n" + "\n".join(violations)
+
+
+@pytest.mark.parametrize("contract", CONTRACTS, ids=lambda f: f.__name__)
+def test_holds_here(contract):
+    violations = contract(ROOT)
+    assert not violations, listed(violations)
+
+
+@pytest.mark.parametrize("contract", CONTRACTS, ids=lambda f: f.__name__)
+def test_holds_on_a_good_tree(contract, good_tree):
+    violations = contract(good_tree)
+    assert not violations, listed(violations)
+
+
+@pytest.mark.parametrize("by_name, plant", PAIRS, ids=[f"{n}-{p.__name__.removeprefix('plant_')}" for n, p in PAIRS])
+def test_sees_a_planted_violation(by_name, plant, tree):
+    plant(tree)
+    assert getattr(contracts, by_name)(tree), f"{by_name} did not see {plant.__name__}"
+
+
+def test_every_contract_has_a_plant():
+    assert {c.__name__ for c in CONTRACTS} == PLANTS.keys()
+
+
+def test_links_of_the_readme():
+    relink = contracts.readme_tool().relink
+    assert relink("[a](20_x.ipynb) ![b](images/b.png) [c](../LICENSE) [d](https://e.org/f) [g](#h)") == \
+        "[a](nbs/20_x.ipynb) ![b](nbs/images/b.png) [c](LICENSE) [d](https://e.org/f) [g](#h)"
+    assert relink('<img src="images/b.png"> `[a](b)`\n```\n[c](d)\n```\n[e](f.ipynb#g)') == \
+        '<img src="nbs/images/b.png"> `[a](b)`\n```\n[c](d)\n```\n[e](nbs/f.ipynb#g)'
+
+
+def test_outputs_of_the_readme():
+    hidden, plain = code("#| hide\nimport math"), code("#| label: x\n1 + 2", shown())
+    image = {**code("figure", shown("aGk=", "image/png")), "id": "abc"}
+    text, images = contracts.readme_tool().readme({"cells": [words("# T"), hidden, plain, image]})
+    assert "import math" not in text and "label" not in text
+    assert "```python\n1 + 2\n```\n\n```\n3\n```" in text
+    assert images == {"nbs/images/index-abc.png": b"hi"} and "](nbs/images/index-abc.png)" in text
+
+
+def test_ci_script_is_executable():
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
