@@ -31,7 +31,8 @@ def make_generator(
     device:str|torch.device = "cpu", # Where the numbers are needed: a generator only serves its own device
 )->torch.Generator:                  # A private source of random numbers
     "A generator that nobody else draws from."
-    check(isinstance(seed, (int, np.integer)) and not isinstance(seed, bool), f"seed: expected an integer, found {seed!r}")
+    whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
+    check(whole, f"seed: expected an integer, found {seed!r}")
     check(-2**63 <= int(seed) < 2**64, f"seed: expected a 64-bit integer, found {seed}")
     return torch.Generator(device=device).manual_seed(int(seed))
 
@@ -56,7 +57,8 @@ def pick_device(
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name=="auto": name = "cuda" if count else "cpu"
     index = int(name.partition(":")[2] or 0)
-    check(name=="cpu" or index<count, f"device {name!r}: expected a CUDA device on this machine, found {count or 'none'}; use 'cpu'")
+    check(name=="cpu" or index<count,
+          f"device {name!r}: expected a CUDA device on this machine, found {count or 'none'}; use 'cpu'")
     return torch.device(name)
 
 # %% ../nbs/01_core.ipynb #2954dcea
@@ -120,7 +122,8 @@ def _commit(package=None):
 def _versions():
     "Versions that a number depends on."
     package = importlib.import_module("stremn") if _package_folder() else None
-    return {"python":platform.python_version(), "stremn":getattr(package, "__version__", "unknown"), "torch":str(torch.__version__)}
+    ours = getattr(package, "__version__", "unknown")
+    return {"python":platform.python_version(), "stremn":ours, "torch":str(torch.__version__)}
 
 # %% ../nbs/01_core.ipynb #03452c28
 @dataclass(frozen=True)
@@ -170,18 +173,22 @@ def _check_record(data, where):
     check(isinstance(data, dict), f"{where}: expected a JSON object, found {type(data).__name__}")
     known = {f.name for f in dataclasses.fields(Record)}
     missing,extra = sorted(known-{"clips"}-set(data)),sorted(set(data)-known)
-    check(not missing and not extra, f"{where}: expected the fields of a Record, found missing {missing}, unknown {extra}")
+    check(not missing and not extra, f"{where}: expected the fields of a Record, missing {missing}, unknown {extra}")
     for key,kind in dict(name=str, metrics=dict, config=dict, versions=dict, device=str, commit=str).items():
-        check(isinstance(data[key], kind), f"{where}: {key}: expected {kind.__name__}, found {type(data[key]).__name__}")
+        found = type(data[key]).__name__
+        check(isinstance(data[key], kind), f"{where}: {key}: expected {kind.__name__}, found {found}")
     check(re.fullmatch(r"[\w+-][\w.+-]*", data["name"]),
           f"{where}: name: expected letters, digits and _ . + - only (it becomes a file name), found {data['name']!r}")
-    check(isinstance(data["seed"], int) and not isinstance(data["seed"], bool), f"{where}: seed: expected an integer, found {data['seed']!r}")
-    check(_is_number(data["seconds"]) and not data["seconds"]<0, f"{where}: seconds: expected a number >= 0, found {data['seconds']!r}")
+    seed,seconds = data["seed"],data["seconds"]
+    check(_is_number(seed) and isinstance(seed, int), f"{where}: seed: expected an integer, found {seed!r}")
+    check(_is_number(seconds) and not seconds<0, f"{where}: seconds: expected a number >= 0, found {seconds!r}")
     for key,value in data["metrics"].items():
         check(_is_number(value), f"{where}: metrics.{key}: expected a number, found {value!r}")
     clips = data.get("clips", {})
-    check(isinstance(clips, dict) and all(isinstance(c, dict) and all(map(_is_number, c.values())) for c in clips.values()),
-          f"{where}: clips: expected metric -> clip name -> number")
+    check(isinstance(clips, dict), f"{where}: clips: expected a JSON object, found {type(clips).__name__}")
+    for key,scores in clips.items():
+        check(isinstance(scores, dict) and all(map(_is_number, scores.values())),
+              f"{where}: clips.{key}: expected clip name -> number, found {str(scores)[:40]}")
     return data
 
 # %% ../nbs/01_core.ipynb #9b3f3f57
@@ -204,7 +211,8 @@ def _save_json(data, path):
             f.flush()
             os.fsync(f.fileno())
         os.replace(temporary, path)
-    except OSError as e: raise StremnError(f"{path}: expected to write a record here, found {e.strerror or e}") from None
+    except OSError as e:
+        raise StremnError(f"{path}: expected to write a record here, found {e.strerror or e}") from None
     finally:
         if temporary.exists(): temporary.unlink()
     return path
@@ -220,5 +228,6 @@ def _load_json(path):
 def _record_markdown(r):
     "One line of numbers and one line of origin."
     numbers = ", ".join(f"{k} **{v:.4g}**" for k,v in r.metrics.items())
+    versions = " | ".join(f"{k} {v}" for k,v in sorted(r.versions.items()))
     return (f"{numbers}  \n`{r.name}` seed {r.seed} | {r.protocol} | config `{r.config_id}` | {r.device} | "
-            f"torch {r.versions.get('torch', 'unknown')} | stremn {r.versions.get('stremn', 'unknown')} | `{r.commit}` | {r.seconds:.0f} s")
+            f"{versions} | `{r.commit}` | {r.seconds:.0f} s")
