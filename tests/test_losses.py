@@ -1,0 +1,212 @@
+"""Losses against a loop in float64, gradients by gradcheck, half precision, padding, ignored pixels."""
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from stremn.core import StremnError
+from stremn.losses import (as_labels, bootstrap_fraction, bootstrapped_cross_entropy, dice_loss, pixel_cross_entropy,
+                           segmentation_loss)
+
+
+def judge(logits, labels, dice=0., fraction=1., present=None, reduction="mean"):
+    "segmentation_loss frame by frame and pixel by pixel, in float64, without any vectorised reduction."
+    V, T, C, H, W = logits.shape
+    frames, per_video = [], []
+    for v in range(V):
+        real = [0] + [o for o in range(1, C) if present is None or present[v, o - 1]]
+        total = 0.
+        for t in range(T):
+            terms, soft = [], {o: [0., 0.] for o in real[1:]}
+            for y in range(H):
+                for x in range(W):
+                    label = int(labels[v, t, y, x])
+                    if label < 0:
+                        continue
+                    z = {o: float(logits[v, t, o, y, x]) for o in real}
+                    top = max(z.values())
+                    odds = {o: math.exp(a - top) for o, a in z.items()}
+                    p = {o: a / sum(odds.values()) for o, a in odds.items()}
+                    terms.append(-math.log(p[label]))
+                    for o in real[1:]:
+                        soft[o][0] += p[o] * (label == o)
+                        soft[o][1] += p[o] + (label == o)
+            if not terms:
+                continue
+            keep = max(1, int(len(terms) * fraction)) if fraction < 1 else len(terms)
+            loss = sum(sorted(terms, reverse=True)[:keep]) / keep
+            if soft:
+                loss += dice * sum(1 - (2 * a + 1) / (b + 1) for a, b in soft.values()) / len(soft)
+            frames.append(loss)
+            total += loss
+        per_video.append(total)
+    return sum(frames) / len(frames) if reduction == "mean" else sum(per_video) / V
+
+
+def batch(seed, V=2, T=3, O=3, H=4, W=5, low=-1, dtype=torch.float64):
+    g = torch.Generator().manual_seed(seed)
+    return (3 * torch.randn(V, T, O + 1, H, W, generator=g, dtype=dtype),
+            torch.randint(low, O + 1, (V, T, H, W), generator=g))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("dice,fraction", [(0., 1.), (1., 1.), (0., .25), (.5, .15)])
+def test_against_the_judge(dice, fraction, reduction):
+    for seed in range(5):
+        z, y = batch(seed, V=1 + seed % 3, T=1 + seed % 2, O=1 + seed % 4)
+        kw = dict(dice=dice, fraction=fraction, reduction=reduction)
+        assert segmentation_loss(z, y, **kw).item() == pytest.approx(judge(z, y, **kw), abs=1e-10)
+
+
+def test_plain_loss_is_torchs_cross_entropy():
+    z, y = batch(0, low=0)
+    assert torch.allclose(segmentation_loss(z, y), F.cross_entropy(z.flatten(0, 1), y.flatten(0, 1)), atol=1e-12)
+
+
+@pytest.mark.parametrize("dice,fraction", [(0., 1.), (1., 1.), (.5, .3)])
+def test_gradients(dice, fraction):
+    z, y = batch(3, H=3, W=3)
+    assert torch.autograd.gradcheck(lambda a: segmentation_loss(a, y, dice=dice, fraction=fraction), z.requires_grad_())
+
+
+def test_gradient_is_probability_minus_truth():
+    z, y = batch(4, low=0)
+    z.requires_grad_()
+    segmentation_loss(z, y).backward()
+    want = (z.detach().softmax(2) - F.one_hot(y, 4).movedim(-1, 2)) / y.numel()
+    assert torch.allclose(z.grad, want, atol=1e-12)
+
+
+@pytest.mark.parametrize("dice,fraction", [(0., 1.), (1., 1.), (1., .2)])
+def test_padding_changes_neither_value_nor_gradient(dice, fraction):
+    z, y = batch(5, O=2)
+    y[1][y[1] == 2] = 0                                                        # the second video has one object
+    present = torch.tensor([[True, True, False], [True, False, False]])
+    wide = torch.cat([z, 50 * torch.randn(2, 3, 1, 4, 5).double()], 2).requires_grad_()
+    wide.data[1, :, 2] = 77.
+    value = segmentation_loss(wide, y, dice=dice, fraction=fraction, present=present)
+    assert value.item() == pytest.approx(judge(wide.detach(), y, dice, fraction, present), abs=1e-10)
+    value.backward()
+    assert wide.grad.isfinite().all() and wide.grad[:, :, 3].abs().max() == 0 and wide.grad[1, :, 2].abs().max() == 0
+    assert wide.grad[:, :, :2].abs().sum() > 0
+    with pytest.raises(StremnError, match="padding"):
+        segmentation_loss(wide, torch.full_like(y, 3), present=present)
+
+
+def test_a_video_of_padding_only():
+    z, y = batch(6, O=1)
+    present = torch.tensor([[True], [False]])
+    y[1] = 0
+    z.requires_grad_()
+    value = segmentation_loss(z, y, dice=1., present=present)
+    value.backward()
+    assert value.isfinite() and z.grad.isfinite().all() and z.grad[1].abs().max() == 0
+
+
+def test_ignored_pixels_have_no_say():
+    z, y = batch(7)
+    z.requires_grad_()
+    for kw in (dict(), dict(dice=1.), dict(fraction=.3, dice=1.)):
+        grad, = torch.autograd.grad(segmentation_loss(z, y, **kw), z)
+        assert grad.movedim(2, -1)[y < 0].abs().max() == 0
+        other = torch.where((y < 0)[:, :, None], 100., z)
+        assert segmentation_loss(other, y, **kw).item() == pytest.approx(segmentation_loss(z, y, **kw).item(), abs=1e-12)
+
+
+def test_frames_without_labels_do_not_count():
+    z, y = batch(8)
+    y[0, 1] = -1
+    for kw in (dict(), dict(dice=1., fraction=.5)):
+        assert segmentation_loss(z, y, **kw).item() == pytest.approx(judge(z, y, **kw), abs=1e-10)
+    nothing = segmentation_loss(z.requires_grad_(), torch.full_like(y, -1), dice=1., fraction=.5)
+    nothing.backward()
+    assert nothing.item() == 0 and z.grad.abs().max() == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype):
+    z, y = batch(9, V=1, T=1, O=2, H=300, W=400, dtype=torch.float32)
+    for kw in (dict(), dict(dice=1.), dict(dice=1., fraction=.15)):
+        half = z.to(dtype).requires_grad_()
+        value = segmentation_loss(half, y, **kw)
+        assert value.dtype == torch.float32
+        assert value.item() == pytest.approx(segmentation_loss(half.detach().double(), y, **kw).item(), rel=1e-4)
+        (value * 2**12).backward()
+        assert half.grad.isfinite().all() and half.grad.abs().max() > 0
+    huge = torch.zeros(1, 1, 2, 8, 8, dtype=dtype)
+    huge[:, :, 0], huge[:, :, 1] = 3e4, -3e4
+    assert segmentation_loss(huge, torch.ones(1, 1, 8, 8).long(), dice=1.).isfinite()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert segmentation_loss(z, y, dice=1.).item() == pytest.approx(segmentation_loss(z.double(), y, dice=1.).item(), rel=1e-4)
+
+
+def test_bootstrapped_keeps_the_hardest():
+    z, y = batch(10, V=3, T=1, H=10, W=10)
+    z, y = z[:, 0], y[:, 0]
+    loss, counts = pixel_cross_entropy(z, y)
+    last = None
+    for fraction in (.01, .15, .5, .99, 1.):
+        got, any_ = bootstrapped_cross_entropy(z, y, fraction)
+        for v in range(3):
+            n = int(counts[v].sum())
+            keep = max(1, math.floor(n * fraction))
+            assert got[v].item() == pytest.approx(loss[v][counts[v]].sort(descending=True).values[:keep].mean().item(), abs=1e-12)
+        assert any_.all() and (last is None or (got <= last + 1e-12).all())
+        last = got
+    grad, = torch.autograd.grad(bootstrapped_cross_entropy(z.requires_grad_(), y, .15)[0].sum(), z)
+    assert ((grad.abs().sum(1) > 0).sum((1, 2)) == (counts.sum((1, 2)) * .15).floor()).all()
+
+
+def test_schedule():
+    values = [bootstrap_fraction(s) for s in range(0, 90_000, 1000)]
+    assert values[0] == 1 and values[20] == 1 and values[-1] == .15 and bootstrap_fraction(45_000) == pytest.approx(.575)
+    assert all(a >= b for a, b in zip(values, values[1:]))
+    assert bootstrap_fraction(5, start=5, end=5) == .15
+    with pytest.raises(StremnError):
+        bootstrap_fraction(0, start=9, end=5)
+
+
+def test_dice():
+    g = torch.Generator().manual_seed(0)
+    m, t = torch.rand(2, 3, 6, 7, generator=g), torch.rand(2, 3, 6, 7, generator=g) < .4
+    loss = dice_loss(m, t)
+    assert loss.shape == (2, 3) and (loss >= 0).all() and (loss <= 1).all()
+    assert torch.allclose(dice_loss(t.float(), t), torch.zeros(2, 3)) and dice_loss(~t, t).min() > .9
+    assert dice_loss(torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4)).item() == 0
+    inside = torch.rand(2, 6, 7, generator=g) < .7
+    cut = dice_loss(torch.where(inside[:, None], m, 0.), t & inside[:, None])
+    assert torch.allclose(dice_loss(m, t, inside), cut)
+    assert torch.autograd.gradcheck(lambda a: dice_loss(a, t), m.double().requires_grad_())
+    big = torch.ones(1, 1, 480, 854, dtype=torch.float16)
+    assert dice_loss(big, big).item() == 0
+
+
+def test_one_hot_equals_index():
+    z, y = batch(11)
+    z, y = z[:, 0], y[:, 0]
+    one_hot = torch.stack([y == o for o in range(4)], 1)
+    for form in (one_hot, one_hot.float(), one_hot.long()):
+        assert torch.equal(as_labels(form, z), y)
+        assert torch.equal(pixel_cross_entropy(z, form)[0], pixel_cross_entropy(z, y)[0])
+    assert torch.equal(as_labels(y.to(torch.int16), z), y)
+
+
+@pytest.mark.parametrize("make,words", [
+    (lambda z, y: dict(labels=y + 4), "between -1 and 3"),
+    (lambda z, y: dict(labels=y - 9), "between -1 and 3"),
+    (lambda z, y: dict(labels=y.float()), "integer"),
+    (lambda z, y: dict(labels=y[..., :-1]), "expected"),
+    (lambda z, y: dict(logits=z[:, 0]), "expected"),
+    (lambda z, y: dict(logits=z[:, :, :1], labels=y * 0), "at least one object"),
+    (lambda z, y: dict(fraction=0.), "fraction"),
+    (lambda z, y: dict(fraction=1.5), "fraction"),
+    (lambda z, y: dict(dice=-1.), "Dice"),
+    (lambda z, y: dict(reduction="none"), "reduction"),
+    (lambda z, y: dict(present=torch.ones(2, 4, dtype=torch.bool)), "present"),
+    (lambda z, y: dict(logits=z[:, :0], labels=y[:, :0]), "at least one predicted frame"),
+])
+def test_refusals(make, words):
+    z, y = batch(12)
+    with pytest.raises(StremnError, match=words):
+        segmentation_loss(**(dict(logits=z, labels=y) | make(z, y)))
