@@ -9,6 +9,8 @@ __all__ = ['unit', 'best_match_similarity']
 import torch
 from torch import Tensor
 
+from ..core import check
+
 # %% ../../nbs/20_memory.similarity.ipynb #33d71c1d
 def unit(
     x:Tensor,       # (...) features, any float dtype
@@ -17,24 +19,26 @@ def unit(
 )->Tensor:          # Same shape, length 1 along `dim`, or 0 where the norm is at most `eps`; at least float32
     "Unit vectors along `dim`; a zero vector stays zero and receives a zero gradient."
     x = x.to(torch.promote_types(x.dtype, torch.float32))           # half precision: x**2 would overflow at 256
-    norm = torch.linalg.vector_norm(x, dim=dim, keepdim=True)
+    norm = torch.linalg.vector_norm(x, dim=dim, keepdim=True)       # size 1 on axis `dim`
     return x*torch.where(norm>eps, 1/norm.clamp_min(eps), 0.)
 
 # %% ../../nbs/20_memory.similarity.ipynb #f7a2ce87
 def best_match_similarity(
     new:Tensor,         # (B,C,H,W) update-key map of the incoming template, $U^Q_t$
     slots:Tensor,       # (B,K,C,H,W) update-key maps of the stored templates, $U^M_i$
-    chunk:int|None=512, # Pixels of `new` compared at a time: bounds the largest tensor to (B,K,chunk,Q); None: all at once
+    chunk:int|None=512, # New pixels compared at a time: the largest tensor is (B,K,chunk,Q); None: all at once
     eps:float=1e-6,     # Norm floor: an all-zero pixel scores 0 and receives no gradient
 )->Tensor:              # (B,K) one score in [-1,1] per slot, $s_i$; at least float32
     "Eq. 1: best cosine match in each slot for every new pixel, averaged over the new pixels."
-    if new.ndim!=4 or slots.ndim!=5 or slots.shape[::2][0]!=len(new) or slots.shape[2]!=new.shape[1]:
-        raise ValueError(f"expected new (B,C,H,W) and slots (B,K,C,H,W) with equal B and C, "
-                         f"found {tuple(new.shape)} and {tuple(slots.shape)}")
-    p = unit(new.flatten(2), 1, eps)                                # (B,C,P)   P pixels of the new frame
-    q = unit(slots.flatten(3), 2, eps)                              # (B,K,C,Q) Q pixels of each slot
-    with torch.no_grad():                                           # who wins carries no gradient ...
-        rows = p.transpose(1, 2)[:,None].split(chunk or p.shape[-1], dim=2)           # (B,1,chunk,C) each
-        best = torch.cat([(r.to(new.dtype)@q.to(new.dtype)).argmax(-1) for r in rows], -1)  # (B,K,P)
+    check(new.ndim==4 and slots.ndim==5 and slots.shape[0]==new.shape[0] and slots.shape[2]==new.shape[1],
+          "best_match_similarity: expected new (B,C,H,W) and slots (B,K,C,H,W) with equal B and C, "
+          f"found {tuple(new.shape)} and {tuple(slots.shape)}")
+    p = unit(new.flatten(2), 1, eps)                                  # (B,C,P)   P pixels of the new frame
+    q = unit(slots.flatten(3), 2, eps)                                # (B,K,C,Q) Q pixels of each slot
+    with torch.no_grad():                                             # who wins carries no gradient ...
+        rough_p,rough_q = p.to(new.dtype),q.to(new.dtype)             # half precision searches in half precision
+        rows = rough_p.transpose(1, 2)[:,None].split(chunk or p.shape[-1], dim=2)  # (B,1,chunk,C) each
+        best = torch.cat([(r@rough_q).argmax(-1) for r in rows], -1)  # (B,K,P)   r@rough_q is the largest tensor
     won = q.gather(3, best[:,:,None].expand(-1, -1, q.shape[2], -1))  # (B,K,C,P) the winning pixel for each p
-    return torch.einsum("bcp,bkcp->bk", p, won)/p.shape[-1]         # ... what it scores does; mean over p
+    match = (p[:,None]*won).sum(2)                                    # (B,K,P)   ... what it scores does
+    return match.mean(-1)                                             # (B,K)     mean over p
