@@ -1,0 +1,219 @@
+"""Contracts of stremn.results: intervals against loops and formulas, pairing by name, and tables that do not mix protocols."""
+import numpy as np
+import pytest
+from stremn.core import Record,StremnError
+from stremn.paper import TABLES
+from stremn.results import T95,VERDICTS,bootstrap_interval,clip_scores,compare,load_records,paired_difference,policy_table,verdict
+
+
+def record(name="learned", seed=0, protocol="tiny", clips=None, **metrics):
+    "A record that takes its mean from its clips."
+    scores = {"J":clips} if clips else {}
+    metrics = metrics or {"J":float(np.mean(list(clips.values())))}
+    return Record(name, metrics, {"protocol":protocol}, seed, 1., clips=scores, device="cpu", versions={}, commit="unknown")
+
+
+def cells(table, row):
+    "The cells of the one line of a Markdown table that starts with `row`."
+    found = [l for l in table.splitlines() if l.startswith(f"| {row} |")]
+    assert len(found)==1, (row, table)
+    return [c.strip() for c in found[0].strip("|").split("|")]
+
+
+@pytest.mark.parametrize("n,draws,level", [(1,50,.95), (2,333,.9), (17,400,.95), (60,250,.5)])
+def test_interval_equals_loops(n, draws, level):
+    x = np.random.default_rng(n).normal(size=n)
+    rng,means = np.random.default_rng(9),[]
+    for _ in range(draws): means.append(float(np.mean([x[i] for i in rng.integers(0, n, n)])))
+    means.sort()
+    def cut(q):
+        at = q*(draws-1)
+        low = int(at)
+        return means[low]+(at-low)*(means[min(low+1, draws-1)]-means[low])
+    mean,lo,hi = bootstrap_interval(x, draws, seed=9, level=level)
+    assert np.allclose([mean,lo,hi], [x.mean(),min(cut((1-level)/2), x.mean()),max(cut((1+level)/2), x.mean())])
+
+
+def test_blocks_do_not_change_the_answer():
+    x = np.random.default_rng(0).normal(size=3000)          # large enough to be drawn in several blocks
+    mean,lo,hi = bootstrap_interval(x, draws=2000)
+    index = np.random.default_rng(0).integers(0, 3000, (2000,3000))
+    assert np.allclose([lo,hi], np.quantile(x[index].mean(1), [.025,.975]))
+
+
+def test_deterministic_in_the_seed_and_silent_about_the_global_one():
+    x = np.random.default_rng(1).normal(size=20)
+    np.random.seed(0)
+    before = np.random.get_state()[1].copy()
+    assert bootstrap_interval(x, 500)==bootstrap_interval(x, 500)!=bootstrap_interval(x, 500, seed=1)
+    assert (np.random.get_state()[1]==before).all()
+
+
+def test_normal_approximation_and_scaling():
+    x = np.random.default_rng(2).normal(3, 2, 500)
+    mean,lo,hi = bootstrap_interval(x)
+    half = 1.96*x.std()/500**.5
+    assert abs(lo-(mean-half))<.05*half and abs(hi-(mean+half))<.05*half
+    assert np.allclose(bootstrap_interval(10*x+1), 10*np.array(bootstrap_interval(x))+1)
+    assert bootstrap_interval([.5]*7)==(.5,.5,.5)
+    wide = bootstrap_interval(x, level=.99)
+    assert wide.lo<lo<hi<wide.hi
+
+
+def test_coverage():
+    "600 intervals of 40 skewed scores each: near 95 % hold the truth (standard error 0.9 %), half intervals near 50 %."
+    rng = np.random.default_rng(0)
+    samples = rng.beta(6, 3, (600, 40))
+    for level,low,high in ((.95,.915,.975), (.5,.43,.56)):
+        held = [lo<=2/3<=hi for t,x in enumerate(samples) for _,lo,hi in [bootstrap_interval(x, 600, t, level)]]
+        assert low<np.mean(held)<high, (level, np.mean(held))
+
+
+@pytest.mark.parametrize("values", [[], [[1.,2.]], [1.,float("nan")], [1.,float("inf")]])
+def test_bad_values(values):
+    with pytest.raises(StremnError, match="^values: expected"): bootstrap_interval(values)
+    for bad in (dict(draws=0), dict(level=0), dict(level=1.)):
+        with pytest.raises(StremnError): bootstrap_interval([1.,2.], **bad)
+
+
+def test_pairs_are_made_by_name():
+    rng = np.random.default_rng(5)
+    a = {f"c{i}":v for i,v in enumerate(rng.normal(size=12))}
+    b = {k:v-.5 for k,v in a.items()}
+    shuffled = {k:b[k] for k in rng.permutation(list(b))}
+    assert paired_difference(a, shuffled)==paired_difference(a, b)
+    assert np.allclose(paired_difference(a, b), .5)
+    assert np.allclose(paired_difference(list(a.values()), list(b.values())), .5)
+    for one,two in ((a,{**b, "extra":1.}), (a,{}), (a,list(b.values())), ([1.,2.],[1.])):
+        with pytest.raises(StremnError, match="^paired difference: expected") as e: paired_difference(one, two)
+        assert "\n" not in str(e.value)
+
+
+def test_pairing_cancels_difficulty():
+    rng = np.random.default_rng(6)
+    a = rng.uniform(0, 1, 40)
+    d = paired_difference(a+.01+rng.normal(0, .002, 40), a)
+    own = bootstrap_interval(a)
+    assert d.lo>0 and (d.hi-d.lo)<.05*(own.hi-own.lo)
+
+
+@pytest.mark.parametrize("interval,threshold,word", [
+    ((.2,.1,.3),0,"reproduced"), ((.2,0.,.3),0,"undecided"), ((0.,-.1,.1),0,"undecided"), ((-.2,-.3,-.1),0,"not reproduced"),
+    ((-.1,-.3,0.),0,"not reproduced"), ((.2,.1,.3),.15,"undecided"), ((.2,.1,.3),.3,"not reproduced"), (None,0,"not run")])
+def test_verdicts(interval, threshold, word):
+    assert verdict(interval, threshold)==word and word in VERDICTS
+
+
+def test_a_reversed_interval_is_refused():
+    with pytest.raises(StremnError): verdict((0,1,-1))
+
+
+def test_load_records(tmp_path):
+    made = [record("oldest", s, clips={"a":.1*s,"b":.2}) for s in range(3)]
+    for i,r in enumerate(made): r.save(tmp_path/f"t{i}")
+    (tmp_path/".oldest-s9.json.0123.tmp").write_text("{")
+    (tmp_path/".half.json").write_text("{")
+    (tmp_path/"readme.txt").write_text("not a record")
+    assert load_records(tmp_path)==made and load_records(str(tmp_path))==made
+    (tmp_path/"t1"/"broken.json").write_text("{}")
+    with pytest.raises(StremnError, match="broken.json"): load_records(tmp_path)
+    with pytest.raises(StremnError, match="nowhere"): load_records(tmp_path/"nowhere")
+    with pytest.raises(StremnError, match="a file"): load_records(tmp_path/"readme.txt")
+    (tmp_path/"empty").mkdir()
+    assert load_records(tmp_path/"empty")==[]
+
+
+def test_clip_scores_average_over_seeds():
+    runs = [record(seed=s, clips={"b":s+.0,"a":2.*s}) for s in (0,1,2)]
+    assert clip_scores(runs, "J")=={"a":2.,"b":1.} and list(clip_scores(runs, "J"))==["a","b"]
+    with pytest.raises(StremnError, match="seed 4"): clip_scores([*runs, record(seed=4, clips={"a":1.})], "J")
+    with pytest.raises(StremnError, match="'F'"): clip_scores(runs, "F")
+    with pytest.raises(StremnError): clip_scores([], "J")
+
+
+def policies(protocol="tiny"):
+    "Three policies, 30 clips; the gains are clear."
+    rng = np.random.default_rng(7)
+    level = {f"c{i}":v for i,v in enumerate(rng.uniform(.3, .9, 30))}
+    return [record(name, seed, protocol, {k: v+gain+rng.normal(0, .005) for k,v in level.items()})
+            for name,gain in {"oldest":0., "learned":.05, "newest":-.05}.items() for seed in (0,1)]
+
+
+def test_policy_table_numbers():
+    records = policies()
+    text = policy_table(records, rows=["oldest","learned","newest","random"])
+    groups = {n:clip_scores([r for r in records if r.name==n], "J") for n in ("oldest","learned","newest")}
+    for name,word in {"learned":"reproduced","newest":"not reproduced"}.items():
+        own,gap = bootstrap_interval(list(groups[name].values())),paired_difference(groups[name], groups["oldest"])
+        expected = [f"{own.mean:.3f}",f"[{own.lo:.3f}, {own.hi:.3f}]","30","2",f"{gap.mean:+.3f}"]
+        assert cells(text, name)==[name,*expected,f"[{gap.lo:+.3f}, {gap.hi:+.3f}]",word]
+    assert cells(text, "oldest")[5:]==["","","reference"] and cells(text, "random")==["random"]+[""]*6+["not run"]
+    assert "`tiny`" in text and "not comparable with the paper" in text
+    order = [l.split("|")[1].strip() for l in policy_table(records).splitlines() if l.startswith("|")][2:]
+    assert order==["learned","oldest","newest"]
+    assert len({l.count("|") for l in text.splitlines() if l.startswith("|")})==1
+
+
+def test_policy_table_does_not_depend_on_the_order_of_records_or_clips():
+    records = policies()
+    turned = [Record(**{**vars(r), "clips":{"J":dict(reversed(r.clips["J"].items()))}}) for r in reversed(records)]
+    assert policy_table(turned)==policy_table(records)
+
+
+def test_policy_table_refuses_mixtures():
+    for bad in (policies()+policies("small"), policies("paper"), [], policies()+policies()):
+        with pytest.raises(StremnError) as e: policy_table(bad)
+        assert "\n" not in str(e.value)
+    assert cells(policy_table(policies(), reference="nobody"), "learned")[-1]=="not run"
+
+
+def test_compare_keeps_smaller_protocols_out():
+    table = compare(TABLES["t1"], [record("oldest", JF=76.61, protocol="tiny"), record("newest", JF=76.62, protocol="small"),
+                                   record("random", JF=76.63, protocol="unheard")], "JF")
+    assert not any(n in table for n in ("76.6","76.61","76.62","76.63"))
+    assert cells(table, "(A) Remove oldest")[-1]=="not run (protocol `tiny` only)"
+    assert cells(table, "(Ours) Learned")==["(Ours) Learned","78.3"]+[""]*5+["not run"]
+    assert len([l for l in table.splitlines() if l.startswith("|")])==2+7
+
+
+def test_compare_verdicts():
+    t = TABLES["t1"]
+    def learned(values, **kw):
+        runs = [record(seed=i, protocol="paper", JF=v) for i,v in enumerate(values)]
+        return cells(compare(t, runs, "JF", **kw), "(Ours) Learned")
+    assert learned([78.3])==["(Ours) Learned","78.3","78.3","","no interval","1","+0.0","undecided"]
+    assert learned([78.2,78.3,78.4,78.25,78.35])[-1]=="reproduced"
+    assert learned([77.5]*4+[77.6])[-1]=="not reproduced"
+    assert learned([77.0,78.0,79.0,78.5,78.5])[-1]=="undecided"
+    assert learned([.782,.783,.784,.7825,.7835], scale=100)[-1]=="reproduced"
+    half = T95[0]*np.std([77,78,79,78.5,78.5], ddof=1)/5**.5
+    assert learned([77.0,78.0,79.0,78.5,78.5])[3]==f"[{78.2-half:.1f}, {78.2+half:.1f}]"
+
+
+def test_students_factors():
+    stats = pytest.importorskip("scipy.stats")
+    assert np.allclose(T95, stats.t.ppf(.975, np.arange(4, 4+len(T95))), atol=6e-4)
+
+
+def test_compare_uses_clips_and_the_columns_digits():
+    clips = {f"c{i}":v for i,v in enumerate(np.random.default_rng(8).normal(74.8, .3, 50))}
+    line = cells(compare(TABLES["t1"], [record(protocol="paper", clips=clips)], "J"), "(Ours) Learned")
+    own = bootstrap_interval([clips[k] for k in sorted(clips)])
+    assert line[3:5]==[f"[{own.lo:.1f}, {own.hi:.1f}]","clips"] and line[-1]=="reproduced"
+    text = compare(TABLES["t5"], [record("stremn", protocol="paper", kth_ssim=.8312)], "kth_ssim", tol=.01)
+    assert cells(text, "STReMN")[1:3]==["0.834","0.831"] and cells(text, "MIM [51]")[1]=="–"
+    text = compare(TABLES["t5"], [record("mim", protocol="paper", kth_ssim=.8)], "kth_ssim", tol=.01)
+    assert cells(text, "MIM [51]")[-1]=="nothing printed"
+    with pytest.raises(StremnError, match="tol"): compare(TABLES["t5"], [], "kth_ssim")
+    with pytest.raises(StremnError, match="column"): compare(TABLES["t1"], [], "SSIM")
+    with pytest.raises(StremnError, match="words"): compare(TABLES["t3"], [], "backbone")
+
+
+@pytest.mark.parametrize("key", TABLES)
+def test_every_table_can_be_compared(key):
+    t = TABLES[key]
+    for metric,column in t.columns.items():
+        if column.better:
+            lines = [l for l in compare(t, [], metric, tol=1.).splitlines() if l.startswith("|")]
+            assert len(lines)==2+len(t.rows) and all(l.count("|")==9 for l in lines) and all("not run" in l for l in lines[2:])
+            assert len({l.split("|")[1] for l in lines[2:]})==len(t.rows), "rows must be told apart"
