@@ -9,6 +9,8 @@ __all__ = ['gumbel_noise', 'gumbel_select']
 import torch
 from torch import Tensor
 
+from ..core import check
+
 # %% ../../nbs/21_memory.select.ipynb #33d71c1d
 def gumbel_noise(
     scores:Tensor, # Any shape; only shape and device are used
@@ -16,7 +18,7 @@ def gumbel_noise(
 )->Tensor:         # Same shape, float32, independent Gumbel(0,1) draws, always finite
     "Gumbel(0,1) noise, drawn as minus the logarithm of an exponential variable."
     source = scores.device if generator is None else generator.device
-    e = torch.empty(scores.shape, device=source).exponential_(generator=generator)
+    e = torch.empty(scores.shape, device=source, dtype=torch.float32).exponential_(generator=generator)
     return -e.clamp_min(torch.finfo(e.dtype).tiny).log().to(scores.device)
 
 # %% ../../nbs/21_memory.select.ipynb #f7a2ce87
@@ -25,11 +27,12 @@ def gumbel_select(
     tau:float=1.,    # Temperature; the paper uses 1. It shapes the gradient, never the choice
     noise:bool=True, # Add Gumbel(0,1) noise?
     generator:torch.Generator|None=None, # Source of the noise
-)->Tensor:           # (B,K) one-hot in the forward pass, soft in the backward pass
+)->Tensor:           # (B,K) one-hot in the forward pass, soft in the backward pass; at least float32
     "Eqs. 2-3 with the straight-through estimator."
-    if scores.ndim!=2 or tau<=0:
-        raise ValueError(f"expected scores (B,K) and tau>0, found {tuple(scores.shape)} and tau={tau}")
-    g = gumbel_noise(scores, generator) if noise else 0.
-    soft = torch.softmax((scores+g)/tau, dim=-1)                             # (B,K) Eq. 3
-    hard = torch.zeros_like(soft).scatter_(-1, soft.argmax(-1, keepdim=True), 1.)
+    check(scores.ndim==2 and tau>0,
+          f"gumbel_select: expected scores (B,K) and tau>0, found {tuple(scores.shape)} and tau={tau}")
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    noisy = scores+gumbel_noise(scores, generator) if noise else scores      # (B,K) s + g
+    soft = torch.softmax(noisy/tau, dim=-1)                                  # (B,K) Eq. 3
+    hard = torch.zeros_like(soft).scatter_(-1, noisy.argmax(-1, keepdim=True), 1.)
     return hard + (soft - soft.detach())                                     # value of hard, gradient of soft
