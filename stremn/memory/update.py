@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..core import check
+
 # %% ../../nbs/22_memory.update.ipynb #33d71c1d
 class Template(NamedTuple):
     "One frame as the memory stores it: three projections of its feature map."
@@ -29,9 +31,12 @@ class Memory(NamedTuple):
 
     @property
     def slots(self)->int: # n, the number of filled slots
+        "How many slots are filled."
         return self.frames.shape[1]
 
-    def template(self, slot:Tensor)->Template: # slot (B,) long -> the template stored there, row by row
+    def template(self,
+        slot:Tensor, # (B,) long, one slot for each row
+    )->Template:     # What that slot holds, row by row
         "What one slot of each row holds."
         rows = torch.arange(len(slot), device=slot.device)
         return Template(self.keys[rows,slot], self.values[rows,slot], self.updates[rows,slot])
@@ -52,11 +57,14 @@ def append(
 
 # %% ../../nbs/22_memory.update.ipynb #11cdd1e8
 def blend(
-    old:Tensor, # (B,n,.,H,W) what the slots hold
-    new:Tensor, # (B,.,H,W) what may replace it
+    old:Tensor, # (B,n,D,H,W) what the slots hold
+    new:Tensor, # (B,D,H,W) what may replace it
     a:Tensor,   # (B,n) one-hot or all-zero rows, $a^{hard}$
-)->Tensor:      # (B,n,.,H,W)
+)->Tensor:      # (B,n,D,H,W)
     "Eq. 4 on one tensor. Without a gradient to carry it is a plain selection, which is faster and equal."
+    check(a.shape==old.shape[:2] and new.shape==old.shape[:1]+old.shape[2:],
+          "blend: expected old (B,n,D,H,W), new (B,D,H,W) and a choice (B,n), "
+          f"found {tuple(old.shape)}, {tuple(new.shape)} and {tuple(a.shape)}")
     w = a[:,:,None,None,None].to(old.dtype)                                  # (B,n,1,1,1)
     return (1-w)*old + w*new[:,None] if a.requires_grad else torch.where(w>.5, new[:,None], old)
 
@@ -68,9 +76,7 @@ def write(
     a:Tensor,          # (B,n) one-hot slot to replace, $a^{hard}$; an all-zero row discards the template
 )->Memory:             # Memory after the write
     "Eq. 4, out of place so that the gradient of `a` reaches the update keys."
-    if a.shape!=memory.frames.shape:
-        raise ValueError(f"expected a choice of shape {tuple(memory.frames.shape)}, one entry a slot, found {tuple(a.shape)}")
-    t = torch.as_tensor(t, device=a.device).reshape(-1, 1)                    # (1,1) or (B,1)
+    t = torch.as_tensor(t, dtype=torch.long, device=a.device).reshape(-1, 1) # (1,1) or (B,1)
     return Memory(blend(memory.keys, template.key, a), blend(memory.values, template.value, a),
                   blend(memory.updates, template.update, a),
                   torch.where(a.detach()>.5, t, memory.frames), memory.seen+1)
