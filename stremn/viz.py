@@ -166,7 +166,7 @@ def strips(
     if titles is not None: check(len(titles)==T, f"titles: expected {T}, one a frame, found {len(titles)}")
     shown = range(0, T, every)
     ncols = min(ncols, len(shown))
-    bands,wide = math.ceil(len(shown)/ncols),min(1.5, 9.6/ncols)
+    bands,wide = math.ceil(len(shown)/ncols),min(1.2, 9.6/ncols)
     tall = sum(f.shape[2]/f.shape[3] for f,_ in clips.values())*wide
     fig,axs = _subplots(bands*len(clips), ncols, ncols*wide+.2, bands*(tall+.25))
     fig.get_layout_engine().set(w_pad=.02, h_pad=.02, wspace=0, hspace=0)
@@ -363,7 +363,7 @@ def survivors(
         base,end = row+.4,np.unique(h[-1][h[-1]>=0])
         ax.axhline(base, color=FAINT, lw=.8)
         ax.vlines(frames, base-.7*steps/(T-frames), base, color=FAINT, lw=1.5)
-        ax.vlines(end, base-.78, base, color=KEPT, lw=1.6)
+        ax.vlines(end, base-.78, base, color=KEPT, lw=1.6 if T<150 else 1.2, snap=False)
         kept.append(", ".join(map(str, end[:9]))+(f" and {len(end)-9} more" if len(end)>9 else ""))
     ax.set(xlabel="frame of the stream", xlim=(-.01*T,1.01*T), ylim=(len(names)-.5,-.5))
     ax.set_yticks(range(len(names)), labels=names)
@@ -391,7 +391,7 @@ def age_histogram(
         bins = np.arange(lo, hi+1+(width:=math.ceil((hi+1-lo)/bins)), width)-.5
     edges = np.asarray(bins, float)
     check(edges.ndim==1 and len(edges)>1 and bool((np.diff(edges)>0).all()), "bins: expected a number or rising edges")
-    fig,axs = _subplots(1, 1, 5., 2.4)
+    fig,axs = _subplots(1, 1, 4.6, 2.3)
     ax = axs[0,0]
     for i,(name,a) in enumerate(sets.items()):
         share = 100*np.histogram(a, edges)[0]/a.size
