@@ -432,7 +432,7 @@ VOS_NOTES_1 = (
         "decided for the full-size encoder: 32 groups and weights trained with group normalisation.",
         "comes with the full-size encoder (notebook 31)."),
     ReadingNote("aspp", "Sec. 4.1.3",
-        "an ASPP layer on top of the memory-decoded feature map.",
+        "an ASPP layer sits on what is called the memory-decoded map.",
         "its rates, its width, and which map is meant.",
         "decided: between the memory read and the decoder, rates 6, 12, 18 and a pooled branch.",
         "comes with the full-size decoder (notebook 32)."),)
@@ -459,7 +459,7 @@ PREDICTION_NOTES_1 = (
         "decided: report how often a slot was replaced next to the scores; only KTH can test the policy.",
         "comes with notebook 41."),
     ReadingNote("first-stacks", "Sec. 4.2",
-        "the input at step t is the stack of the three frames before it.",
+        "each input stacks the three frames that precede step t.",
         "what it is at the start, where three frames do not exist.",
         "decided: repeat the first frame.",
         "comes with notebook 41."),

@@ -86,7 +86,7 @@ def load_records(
 # %% ../nbs/03_results.ipynb #2954dcea
 def clip_scores(
     records:list[Record], # Runs of one row, any number of seeds
-    metric:str,           # Key of `Record.clips`; "clip" there is whatever the mean runs over (DAVIS: an object)
+    metric:str,           # Key of `Record.clips`, where a clip is what the mean runs over
 )->dict[str,float]:       # Clip -> score, averaged over the runs, sorted by clip
     "Scores of single clips, averaged over seeds."
     check(records, f"{metric}: expected at least one record, found none")

@@ -24,8 +24,8 @@ class Mode(enum.Enum):
 
 def record(**changes):
     "A record with nothing machine-dependent in it."
-    base = dict(name="learned", metrics={"J":74.8,"F":81.75}, config={"protocol":"tiny", "net":Inner()}, seed=3, seconds=1.5,
-                clips={"J":{"a":1.,"b":2}}, device="cpu", versions={"torch":"0"}, commit="unknown")
+    base = dict(name="learned", metrics={"J":74.8,"F":81.75}, config={"protocol":"tiny", "net":Inner()}, seed=3,
+                seconds=1.5, clips={"J":{"a":1.,"b":2}}, device="cpu", versions={"torch":"0"}, commit="unknown")
     return Record(**{**base, **changes})
 
 
@@ -78,10 +78,11 @@ def test_devices(monkeypatch):
 
 
 def test_plain_is_json_and_deterministic():
-    found = plain({"d":Inner(), "t":(1,(2,)), "s":{"b","a","c"}, "m":Mode.FAST, "n":np.float32(.5), "a":np.arange(3), "x":torch.ones(2),
-                   "z":torch.tensor(4), "k":{1:2}, "dt":torch.float16, "dev":torch.device("cpu"), "b":True, "none":None})
-    assert found=={"d":{"size":[3,4],"root":"a/b"}, "t":[1,[2]], "s":["a","b","c"], "m":"fast", "n":.5, "a":[0,1,2], "x":[1.,1.],
-                   "z":4, "k":{"1":2}, "dt":"torch.float16", "dev":"cpu", "b":True, "none":None}
+    found = plain({"d":Inner(), "t":(1,(2,)), "s":{"b","a","c"}, "m":Mode.FAST, "n":np.float32(.5), "a":np.arange(3),
+                   "x":torch.ones(2), "z":torch.tensor(4), "k":{1:2}, "dt":torch.float16, "dev":torch.device("cpu"),
+                   "b":True, "none":None})
+    assert found=={"d":{"size":[3,4],"root":"a/b"}, "t":[1,[2]], "s":["a","b","c"], "m":"fast", "n":.5, "a":[0,1,2],
+                   "x":[1.,1.], "z":4, "k":{"1":2}, "dt":"torch.float16", "dev":"cpu", "b":True, "none":None}
     assert json.loads(json.dumps(found))==found and plain(found)==found
     assert found["b"] is True
 
@@ -111,17 +112,19 @@ def test_config_id_follows_meaning():
 def test_config_id_is_the_same_in_another_process():
     code = "from stremn.core import Record; print(Record('a',{},{'s':{'x','y','z'},'t':(1,2)},0,0).config_id)"
     env = {**os.environ, "PYTHONHASHSEED":"123"}
-    there = subprocess.run([sys.executable,"-c",code], capture_output=True, text=True, env=env, check=True).stdout.strip()
-    assert there==Record("a", {}, {"s":{"x","y","z"},"t":(1,2)}, 0, 0).config_id
+    there = subprocess.run([sys.executable,"-c",code], capture_output=True, text=True, env=env, check=True)
+    assert there.stdout.strip()==Record("a", {}, {"s":{"x","y","z"},"t":(1,2)}, 0, 0).config_id
 
 
-JSONISH = st.recursive(st.none()|st.booleans()|st.integers(-2**60,2**60)|st.floats(allow_nan=False,allow_infinity=False)|st.text(max_size=8),
-                       lambda c: st.lists(c, max_size=3)|st.dictionaries(st.text(max_size=5), c, max_size=3), max_leaves=8)
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
+JSONISH = st.recursive(st.none()|st.booleans()|st.integers(-2**60, 2**60)|FINITE|st.text(max_size=8),
+                       lambda c: st.lists(c, max_size=3)|st.dictionaries(st.text(max_size=5), c, max_size=3),
+                       max_leaves=8)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(config=st.dictionaries(st.text(max_size=5), JSONISH, max_size=4),
-       metrics=st.dictionaries(st.text(max_size=5), st.floats(allow_nan=False,allow_infinity=False), max_size=3), seed=st.integers(0,2**31))
+       metrics=st.dictionaries(st.text(max_size=5), FINITE, max_size=3), seed=st.integers(0, 2**31))
 def test_what_is_saved_is_what_is_loaded(tmp_path, config, metrics, seed):
     r = record(config=config, metrics=metrics, seed=seed)
     path = r.save(tmp_path/"new"/"folder")
@@ -136,8 +139,10 @@ def test_saving_twice_gives_the_same_bytes(tmp_path):
 
 
 @pytest.mark.parametrize("changes,place", [
-    ({"metrics":{"J":float("nan")}}, "metrics.J is nan"), ({"metrics":{"J":np.float32("inf")}}, "metrics.J is inf"),
-    ({"config":{"a":[1,{"b":-np.inf}]}}, "config.a.1.b is -inf"), ({"clips":{"J":{"x":float("nan")}}}, "clips.J.x is nan"),
+    ({"metrics":{"J":float("nan")}}, "metrics.J is nan"),
+    ({"metrics":{"J":np.float32("inf")}}, "metrics.J is inf"),
+    ({"config":{"a":[1,{"b":-np.inf}]}}, "config.a.1.b is -inf"),
+    ({"clips":{"J":{"x":float("nan")}}}, "clips.J.x is nan"),
     ({"seconds":float("nan")}, "seconds is nan")])
 def test_no_number_no_file(tmp_path, changes, place):
     old = record().save(tmp_path).read_bytes()
@@ -160,8 +165,9 @@ def test_a_root_that_is_a_file_is_refused(tmp_path):
     assert "learned-s3.json" in one_line(e)
 
 
-@pytest.mark.parametrize("changes", [{"name":"../up"}, {"name":""}, {"name":".hidden"}, {"name":"a b"}, {"seed":1.5}, {"seed":True}, {"seconds":-1},
-                                     {"metrics":{"J":"good"}}, {"metrics":{"J":True}}, {"metrics":[1]}, {"clips":{"J":[1.]}}, {"config":None}])
+@pytest.mark.parametrize("changes", [
+    {"name":"../up"}, {"name":""}, {"name":".hidden"}, {"name":"a b"}, {"seed":1.5}, {"seed":True}, {"seconds":-1},
+    {"metrics":{"J":"good"}}, {"metrics":{"J":True}}, {"metrics":[1]}, {"clips":{"J":[1.]}}, {"config":None}])
 def test_a_record_is_checked_when_it_is_made(changes):
     with pytest.raises(StremnError) as e: record(**changes)
     one_line(e)
@@ -169,9 +175,11 @@ def test_a_record_is_checked_when_it_is_made(changes):
 
 def broken_files():
     "How a record file goes wrong: name, edit of the good text."
-    return {"half": lambda s: s[:80], "empty": lambda s: "", "list": lambda s: "[1]", "nan": lambda s: s.replace("74.8", "NaN"),
-            "field": lambda s: s.replace('"seed": 3', '"sead": 3'), "kind": lambda s: s.replace('"seed": 3', '"seed": "3"'),
-            "metric": lambda s: s.replace("74.8", '"74.8"'), "negative": lambda s: s.replace('"seconds": 1.5', '"seconds": -1.5')}
+    return {"half": lambda s: s[:80], "empty": lambda s: "", "list": lambda s: "[1]",
+            "nan": lambda s: s.replace("74.8", "NaN"), "metric": lambda s: s.replace("74.8", '"74.8"'),
+            "field": lambda s: s.replace('"seed": 3', '"sead": 3'),
+            "kind": lambda s: s.replace('"seed": 3', '"seed": "3"'),
+            "negative": lambda s: s.replace('"seconds": 1.5', '"seconds": -1.5')}
 
 
 @pytest.mark.parametrize("how", broken_files())
@@ -194,13 +202,15 @@ def test_absent_binary_and_folder_are_named(tmp_path):
 
 def test_markdown_names_the_origin():
     text = record()._repr_markdown_()
-    for part in ("J **74.8**", "F **81.75**", "`learned` seed 3", "tiny", record().config_id, "`unknown`", "torch 0"): assert part in text
+    for part in ("J **74.8**", "F **81.75**", "`learned` seed 3", "tiny", record().config_id, "`unknown`", "torch 0"):
+        assert part in text
 
 
 def git(root, *args):
     "Git in `root`, away from the user's settings."
-    return subprocess.run(["git","-C",str(root),"-c","user.name=t","-c","user.email=t@t","-c","commit.gpgsign=false",*args],
-                          check=True, capture_output=True, text=True).stdout.strip()
+    who = ["-c","user.name=t","-c","user.email=t@t","-c","commit.gpgsign=false"]
+    done = subprocess.run(["git","-C",str(root),*who,*args], check=True, capture_output=True, text=True)
+    return done.stdout.strip()
 
 
 def checkout(root, lib="stremn"):

@@ -1,4 +1,4 @@
-"""Contracts of stremn.paper: the printed numbers against a second transcription, the means against their parts, notes against code."""
+"""Contracts of stremn.paper: numbers against a second transcription, means against their parts, notes against code."""
 import importlib,inspect,re
 from dataclasses import fields,is_dataclass
 from fractions import Fraction
@@ -6,7 +6,7 @@ import pytest
 from stremn.core import StremnError
 from stremn.paper import EQUATIONS,FIGURES,READING_NOTES,TABLES,disagreements,printed_means,reading_note
 
-# A second, independent transcription: whole lines as the paper prints them, words first. A dash is an empty cell.
+# A second transcription, made from the paper again: lines as printed, words first; - is an empty cell.
 PRINTED = {
     "t1": """(A) Remove oldest 73.3 80.0 76.7
              (B) Remove newest 72.9 79.2 76.0
@@ -98,7 +98,8 @@ def test_rules_of_table_1_are_the_rules_of_the_code():
 
 def test_one_experiment_printed_twice_is_one_number():
     t1,t2,t3 = (TABLES[k] for k in ("t1","t2","t3"))
-    assert [t1.value("learned", c) for c in ("J","F","JF")]==[t3.value("stremn", c) for c in ("test_J","test_F","test_JF")]
+    for one,three in {"J":"test_J","F":"test_F","JF":"test_JF"}.items():
+        assert t1.value("learned", one)==t3.value("stremn", three)
     assert t2.value("slots-6","JF")==t1.value("learned","JF")==max(t2.column("JF").values())
 
 
@@ -114,7 +115,8 @@ def test_means_by_integers():
                 count += 1
                 tenths = [round(float(x)*10) for x in texts]
                 slack = 1 if "." in texts[-1] else 5.5                  # tenths that rounding explains
-                if abs(tenths[-1]*len(parts)-sum(tenths[:-1]))>=slack*len(parts): odd.append((key, line.split()[0].split("(")[0]))
+                if abs(tenths[-1]*len(parts)-sum(tenths[:-1]))>=slack*len(parts):
+                    odd.append((key, line.split()[0].split("(")[0]))
     checks = [c for t in TABLES.values() for c in printed_means(t)]
     assert count==len(checks)==41
     assert odd==[("t3","EGM"),("t4","KMN")]
@@ -132,7 +134,8 @@ def test_a_wrong_digit_is_noticed():
 
 def test_bad_questions_get_one_line():
     t = TABLES["t3"]
-    for ask in (lambda: t.value("nobody","val_J"), lambda: t.value("stm","J"), lambda: t.value("stm","memory"), lambda: reading_note("slot-role")):
+    for ask in (lambda: t.value("nobody","val_J"), lambda: t.value("stm","J"), lambda: t.value("stm","memory"),
+                lambda: reading_note("slot-role")):
         with pytest.raises(StremnError) as e: ask()
         assert "expected" in str(e.value) and "\n" not in str(e.value)
     assert t.value("stm-constant","val_F") is None and t.value("a-game","val_JF")==70.
@@ -159,7 +162,7 @@ def test_equations_point_at_code_that_exists():
             found = getattr(importlib.import_module(module), name)
             pages = {int(n) for a in re.findall(r"Eqs?\. ([\d, -]+)", found.__doc__) for n in numbers(a)}
             assert number in pages, f"{e.where}: the docstring should name Eq. {number}: {found.__doc__!r}"
-        else: assert importlib.util.find_spec(e.where) is None, f"{e.where} exists now: set its function and ready=True in 02_paper"
+        else: assert importlib.util.find_spec(e.where) is None, f"{e.where} exists now: name its function in 02_paper"
 
 
 def numbers(text):
@@ -179,13 +182,15 @@ def test_notes_are_whole():
     for n in READING_NOTES:
         assert reading_note(n.key) is n
         for f in fields(n): assert getattr(n, f.name), (n.key, f.name)
-        for text in (n.says, n.open, n.ours, n.switch): assert text.endswith(".") and "\n" not in text and "  " not in text, (n.key, text)
+        for text in (n.says, n.open, n.ours, n.switch):
+            assert text.endswith(".") and "\n" not in text and "  " not in text, (n.key, text)
         box = n._repr_markdown_()
         assert all(line.startswith(">") for line in box.splitlines())
         assert all(part in box for part in ("Paper says","leaves open","We","Switch with", n.key, n.where, n.switch))
 
 
-PLACES = {"MemoryBank":("stremn.memory.bank","BankConfig"), "VOSConfig":("stremn.models.vos","VOSConfig"), "read":("stremn.memory.read","read"),
+PLACES = {"MemoryBank":("stremn.memory.bank","BankConfig"), "VOSConfig":("stremn.models.vos","VOSConfig"),
+          "read":("stremn.memory.read","read"),
           "best_match_similarity":("stremn.memory.similarity","best_match_similarity"),
           "MemoryBank.template":("stremn.memory.bank","MemoryBank.template")}
 

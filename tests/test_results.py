@@ -1,16 +1,17 @@
-"""Contracts of stremn.results: intervals against loops and formulas, pairing by name, and tables that do not mix protocols."""
+"""Contracts of stremn.results: intervals against loops and formulas, pairs by name, protocols that do not mix."""
 import numpy as np
 import pytest
 from stremn.core import Record,StremnError
 from stremn.paper import TABLES
-from stremn.results import T95,VERDICTS,bootstrap_interval,clip_scores,compare,load_records,paired_difference,policy_table,verdict
+from stremn.results import (T95,VERDICTS,bootstrap_interval,clip_scores,compare,load_records,paired_difference,
+                            policy_table,verdict)
 
 
 def record(name="learned", seed=0, protocol="tiny", clips=None, **metrics):
     "A record that takes its mean from its clips."
     scores = {"J":clips} if clips else {}
     metrics = metrics or {"J":float(np.mean(list(clips.values())))}
-    return Record(name, metrics, {"protocol":protocol}, seed, 1., clips=scores, device="cpu", versions={}, commit="unknown")
+    return Record(name, metrics, {"protocol":protocol}, seed, 1., scores, device="cpu", versions={}, commit="unknown")
 
 
 def cells(table, row):
@@ -98,8 +99,9 @@ def test_pairing_cancels_difficulty():
 
 
 @pytest.mark.parametrize("interval,threshold,word", [
-    ((.2,.1,.3),0,"reproduced"), ((.2,0.,.3),0,"undecided"), ((0.,-.1,.1),0,"undecided"), ((-.2,-.3,-.1),0,"not reproduced"),
-    ((-.1,-.3,0.),0,"not reproduced"), ((.2,.1,.3),.15,"undecided"), ((.2,.1,.3),.3,"not reproduced"), (None,0,"not run")])
+    ((.2,.1,.3),0,"reproduced"), ((.2,0.,.3),0,"undecided"), ((0.,-.1,.1),0,"undecided"),
+    ((-.2,-.3,-.1),0,"not reproduced"), ((-.1,-.3,0.),0,"not reproduced"), ((.2,.1,.3),.15,"undecided"),
+    ((.2,.1,.3),.3,"not reproduced"), (None,0,"not run")])
 def test_verdicts(interval, threshold, word):
     assert verdict(interval, threshold)==word and word in VERDICTS
 
@@ -168,8 +170,9 @@ def test_policy_table_refuses_mixtures():
 
 
 def test_compare_keeps_smaller_protocols_out():
-    table = compare(TABLES["t1"], [record("oldest", JF=76.61, protocol="tiny"), record("newest", JF=76.62, protocol="small"),
-                                   record("random", JF=76.63, protocol="unheard")], "JF")
+    ours = [record("oldest", JF=76.61, protocol="tiny"), record("newest", JF=76.62, protocol="small"),
+            record("random", JF=76.63, protocol="unheard")]
+    table = compare(TABLES["t1"], ours, "JF")
     assert not any(n in table for n in ("76.6","76.61","76.62","76.63"))
     assert cells(table, "(A) Remove oldest")[-1]=="not run (protocol `tiny` only)"
     assert cells(table, "(Ours) Learned")==["(Ours) Learned","78.3"]+[""]*5+["not run"]
@@ -215,5 +218,6 @@ def test_every_table_can_be_compared(key):
     for metric,column in t.columns.items():
         if column.better:
             lines = [l for l in compare(t, [], metric, tol=1.).splitlines() if l.startswith("|")]
-            assert len(lines)==2+len(t.rows) and all(l.count("|")==9 for l in lines) and all("not run" in l for l in lines[2:])
+            assert len(lines)==2+len(t.rows) and all(l.count("|")==9 for l in lines)
+            assert all("not run" in l for l in lines[2:])
             assert len({l.split("|")[1] for l in lines[2:]})==len(t.rows), "rows must be told apart"
