@@ -91,8 +91,9 @@ def overlay(
     check(frame.ndim==3 and len(frame) in (1,3) and frame.size>0, f"frame: expected shape (3,H,W), found {frame.shape}")
     labels,byte = _label_map(labels, frame.shape[1:], "labels"),frame.dtype==np.uint8
     check(byte or frame.dtype.kind=="f", f"frame: expected float in [0,1] or uint8, found {frame.dtype}")
-    largest = max(frame.max(), -frame.min()) if not byte else 0
-    check(largest<=2, f"frame: expected floats in [0,1], found values up to {largest:g}") # overshoot is cut
+    low,high = (0,1) if byte else (frame.min(),frame.max())
+    check(max(high, -low)<=2, f"frame: expected floats in [0,1], found values up to {max(high, -low):g}")
+    if low<0 or high>1: frame = frame.clip(0, 1)              # a network may overshoot a little
     check(0<=alpha<=1, f"alpha: expected a share from 0 to 1, found {alpha}")
     colours,scale = palette().astype(np.float32),np.float32(1 if byte else 255)
     keep = np.full(256, 1-alpha, np.float32)                  # (256,) share of the frame that each label keeps
@@ -107,8 +108,10 @@ def overlay(
         weight = keep.take(here, mode="clip") if painted else None # (32,W); label -1 is clipped to 0
         for c in range(3):
             v = frame[c % len(frame),rows]*scale              # (32,W)
-            if painted: v = v*weight + tint[c].take(here, mode="clip")
-            band[...,c] = np.clip(np.rint(v), 0, 255)
+            if painted:
+                v *= weight
+                v += tint[c].take(here, mode="clip")
+            band[...,c] = np.rint(v, out=v)
         if painted and contour:
             line = _border(labels[top-above:top+33])[above:above+len(here)]
             band[line] = bright[here[line]]
