@@ -364,10 +364,11 @@ def fit_size(
     wanted:int|tuple[int,int],    # (H,W) wanted, or the length of the shorter side
 )->tuple[int,int]:                # (H,W) to resize to
     "Target size; a single number keeps the proportions and sets the shorter side."
+    check(min(wanted if isinstance(wanted, tuple|list) else (wanted,))>0, f"size: expected positive numbers, found {wanted}")
     if isinstance(wanted, int):
         scale = wanted/min(size)
         wanted = tuple(max(1, round(side*scale)) for side in size)
-    check(len(wanted)==2 and min(wanted)>0, f"size: expected a positive number or (height, width), found {wanted}")
+    check(len(wanted)==2, f"size: expected one number or (height, width), found {wanted}")
     return int(wanted[0]),int(wanted[1])
 
 def resize_frame(
