@@ -174,7 +174,7 @@ def test_a_broken_template_that_is_discarded_leaves_no_trace_at_test_time():
     assert torch.equal(replaced.keys[:, 0], memory.keys[:, 0]) and replaced.keys[:, 1].isnan().all()
 
 
-@pytest.mark.parametrize("t", [7, torch.tensor(7), torch.tensor([7]), torch.tensor([7, 7], dtype=torch.int32)])
+@pytest.mark.parametrize("t", [7, torch.tensor(7.), torch.tensor([7]), torch.tensor([7, 7], dtype=torch.int32)])
 def test_frame_numbers_come_in_any_form_and_stay_long(t):
     after = write(filled(2, 3), template(2, 9), t, choice([0, 2], 3))
     assert after.frames.tolist() == [[7, 1, 2], [0, 1, 7]] and after.frames.dtype == torch.long
