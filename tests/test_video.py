@@ -230,7 +230,7 @@ def resident():
 def test_memory_does_not_grow_with_length(tmp_path):
     video = VideoFile(make(tmp_path / "v.mp4", n=1000, size=(64, 64)))
     seen, most, before, count = [], 0, None, 0
-    for name, frame, _ in video:
+    for _, frame, _ in video:
         seen = [r for r in seen if r() is not None] + [weakref.ref(frame)]
         most, count = max(most, len(seen)), count + 1
         if count == 100 and os.path.exists("/proc/self/statm"):

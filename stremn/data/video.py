@@ -14,7 +14,6 @@ from pathlib import Path
 
 import av
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..core import StremnError, check
@@ -153,7 +152,8 @@ def _pixels(
     angle:float,           # Counter-clockwise degrees that the file asks for
 )->np.ndarray:             # (H,W,3) uint8, upright
     "Red, green and blue, turned as a phone's rotation note says; only quarter turns are honoured."
-    return np.rot90(picture.to_ndarray(format="rgb24", interpolation=EXACT), round(angle/90)%4)
+    pixels = picture.to_ndarray(format="rgb24", dst_colorspace="DEFAULT", interpolation=EXACT) # without DEFAULT, PyAV < 17 ignores BT.709
+    return np.rot90(pixels, round(angle/90)%4)
 
 # %% ../../nbs/15_data.video.ipynb #2954dcea
 class VideoFile:

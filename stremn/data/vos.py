@@ -354,7 +354,8 @@ class DAVIS(VideoSet):
         pairs = {n:(root/"JPEGImages"/level/n, root/"Annotations"/level/n) for n in names}
         missing = [n for n,folders in pairs.items() if not all(f.is_dir() for f in folders)]
         check(allow_missing or not missing, f"{root}: expected {len(names)} sequences of DAVIS {year} {split} at {resolution}, "
-              f"found {len(names)-len(missing)}; missing {', '.join(missing[:5])}{', ...' if len(missing)>5 else ''} (allow_missing goes on without)")
+              f"found {len(names)-len(missing)}; missing {', '.join([*missing[:5], *['...'][:len(missing[5:])]])} "
+              "(allow_missing goes on without)")
         check(len(missing)<len(names), f"{root}: expected sequences of DAVIS {year} {split} at {resolution}, found none of {len(names)}")
         super().__init__({n:f for n,f in pairs.items() if n not in missing}, merge=year==2016, missing=missing)
 
