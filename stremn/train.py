@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Task', 'FitConfig', 'learning_rate', 'save_checkpoint', 'load_checkpoint', 'Steps', 'Log', 'read_log', 'fit',
-           'finish', 'Stage', 'ChameleonTraining', 'ChameleonTask']
+           'finish', 'Stage', 'ChameleonTraining', 'shorten', 'ChameleonTask']
 
 # %% ../nbs/53_train.ipynb #d491d67f
 import json
@@ -214,6 +214,16 @@ class ChameleonTraining:
     dice:float=0.                           # Weight of the Dice loss
 
 # %% ../nbs/53_train.ipynb #49323093
+def shorten(
+    config:ChameleonTraining, # A curriculum
+    steps:int|None,           # Steps wanted; None: leave it as it is
+)->ChameleonTraining:
+    "The same curriculum with every stage scaled down in proportion, at least one step each."
+    if steps is None: return config
+    share = steps/sum(s.steps for s in config.stages)
+    return replace(config, stages=tuple(replace(s, steps=max(1, round(s.steps*share))) for s in config.stages))
+
+# %% ../nbs/53_train.ipynb #03452c28
 class ChameleonTask:
     "Learn to segment Chameleon clips."
     name = "vos"

@@ -26,11 +26,12 @@ class VideoWriter:
         path:Path|str,        # Ends in .mp4; missing folders are made
         fps:float,            # Frames a second
         size:tuple[int,int],  # (H,W) of the frames; odd sizes are padded by one row or column
-        quality:int=20,       # H.264's constant rate factor: 0 is lossless, 20 is hard to tell from the original, 51 is worst
+        quality:int=20,       # H.264's constant rate factor: 0 is lossless, 51 is worst, 20 is hard to tell from 0
     ):
         self.path,self.fps,self.size,self.quality,self.count = Path(path),fps,tuple(size),quality,0
         self._box = None
-        check(self.path.suffix.lower()==".mp4", f"{path}: expected a name ending in .mp4, found {self.path.suffix or 'no ending'}")
+        ending = self.path.suffix or "no ending"
+        check(ending.lower()==".mp4", f"{path}: expected a name ending in .mp4, found {ending}")
         check(0<fps<=1000, f"{path}: expected between 0 and 1000 frames a second, found {fps}")
         check(len(self.size)==2 and min(self.size)>0, f"{path}: expected a size (height, width), found {size}")
         check(not self.path.is_dir(), f"{path}: expected a file name, found a folder")
@@ -45,8 +46,9 @@ class VideoWriter:
     )->None:
         "Add one frame."
         check(self._box is not None, f"{self.path}: expected write() inside a with block, found the file closed")
-        check(tuple(frame.shape[-2:])==self.size, f"{self.path}: expected frames of {self.size[0]}x{self.size[1]} (height x width), "
-              f"found {'x'.join(map(str, frame.shape[-2:]))} at frame {self.count}")
+        wanted,found = ("x".join(map(str, size)) for size in (self.size,frame.shape[-2:]))
+        check(found==wanted, f"{self.path}: expected frames of {wanted} (height x width), "
+                             f"found {found} at frame {self.count}")
         _encode(self._box, self._stream, _yuv(to_pixels(frame), self.count), self.path)
         self.count += 1
 
@@ -63,7 +65,8 @@ def _open_h264(
 ):
     "An open mp4 container and its H.264 stream."
     try: box = av.open(f"file:{path}", "w", format="mp4", options={"movflags":"+faststart"})
-    except (OSError, av.error.FFmpegError) as error: raise StremnError(f"{path.parent}: expected a folder to write to, found {error}") from error
+    except (OSError, av.error.FFmpegError) as error:
+        raise StremnError(f"{path.parent}: expected a folder to write to, found {error}") from error
     stream = box.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
     stream.height,stream.width,stream.pix_fmt = size[0]+size[0]%2,size[1]+size[1]%2,"yuv420p"
     stream.options = {"crf":str(quality), "preset":"veryfast"}
@@ -78,7 +81,8 @@ def _yuv(
     "One picture as the codec wants it."
     h,w = pixels.shape[:2]
     if h%2 or w%2: pixels = np.pad(pixels, ((0,h%2),(0,w%2),(0,0)), mode="edge")
-    picture = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format="yuv420p", dst_colorspace="ITU709", interpolation="AREA")
+    picture = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+    picture = picture.reformat(format="yuv420p", dst_colorspace="ITU709", interpolation="AREA")
     picture.pts = count
     return picture
 
@@ -86,7 +90,8 @@ def _yuv(
 def _encode(box, stream, picture:av.VideoFrame|None, path:Path)->None: # None: what the codec still holds
     "Compress one frame into the container."
     try: box.mux(stream.encode(picture))
-    except (OSError, av.error.FFmpegError) as error: raise StremnError(f"{path}: expected to write the video, found {error}") from error
+    except (OSError, av.error.FFmpegError) as error:
+        raise StremnError(f"{path}: expected to write the video, found {error}") from error
 
 def _finish(box, stream, hidden:Path, path:Path, keep:bool, count:int)->None:
     "Close the container; rename the file if all went well, remove it if not."
@@ -111,8 +116,9 @@ def _probe(
     check(path.stat().st_size>0, f"{path}: expected a video file, found an empty file")
     try: box = av.open(f"file:{path}", options={"protocol_whitelist":"file"})
     except (OSError, ValueError, av.error.FFmpegError) as error:
-        reason = "no video that can be opened; it is no video, or its end is cut off" if isinstance(error, av.error.InvalidDataError) else error
-        raise StremnError(f"{path}: expected a video file, found {reason}") from error
+        garbled = isinstance(error, av.error.InvalidDataError)
+        found = "a file that cannot be opened as one; it is no video, or its end is cut off" if garbled else error
+        raise StremnError(f"{path}: expected a video file, found {found}") from error
     name = box.format.name
     kind = "a single image" if name.endswith("_pipe") else NOT_VIDEO.get(name)
     streams = [s for s in box.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
@@ -143,7 +149,7 @@ def _decoded(
     finally: box.close()
     check(count>0, f"{path}: expected a video, found one without frames")
     check(not strict or not stream.frames or count>=stream.frames-hidden,
-          f"{path}: expected {stream.frames-hidden} frames, found the end after {count} (strict=False accepts a shorter video)")
+          f"{path}: expected {stream.frames-hidden} frames, found the end after {count} (strict=False accepts that)")
 
 EXACT = 2 | 8192 | 262144 # libswscale: bilinear, colour for every pixel, rounded instead of cut off
 
@@ -152,7 +158,8 @@ def _pixels(
     angle:float,           # Counter-clockwise degrees that the file asks for
 )->np.ndarray:             # (H,W,3) uint8, upright
     "Red, green and blue, turned as a phone's rotation note says; only quarter turns are honoured."
-    pixels = picture.to_ndarray(format="rgb24", dst_colorspace="DEFAULT", interpolation=EXACT) # without DEFAULT, PyAV < 17 ignores BT.709
+    # without DEFAULT, PyAV before 17 ignores that the file says BT.709
+    pixels = picture.to_ndarray(format="rgb24", dst_colorspace="DEFAULT", interpolation=EXACT)
     return np.rot90(pixels, round(angle/90)%4)
 
 # %% ../../nbs/15_data.video.ipynb #2954dcea
@@ -173,14 +180,16 @@ class VideoFile:
         first = next(frames)
         frames.close()
         self.rotation = float(first.rotation)                                            # counter-clockwise degrees
-        self.size = (first.width,first.height) if round(self.rotation/90)%2 else (first.height,first.width) # (H,W) as shown
+        stored = (first.height,first.width)
+        self.size = stored[::-1] if round(self.rotation/90)%2 else stored                # (H,W) as shown
 
     def __iter__(self)->Iterator[tuple[str,Tensor,None]]:
         "The stream: `(name, frame, None)`; names are frame numbers with five digits or more."
         for i,picture in enumerate(_decoded(self.path, self.strict)):
             pixels = _pixels(picture, self.rotation)
-            check(pixels.shape[:2]==self.size, f"{self.path}: expected {self.size[0]}x{self.size[1]} (height x width) throughout, "
-                  f"found {pixels.shape[0]}x{pixels.shape[1]} at frame {i}")
+            wanted,found = ("x".join(map(str, size)) for size in (self.size,pixels.shape[:2]))
+            check(found==wanted, f"{self.path}: expected {wanted} (height x width) throughout, "
+                                 f"found {found} at frame {i}")
             yield f"{i:05d}",to_frame(pixels),None
 
 # %% ../../nbs/15_data.video.ipynb #19f4bb2c
@@ -191,5 +200,6 @@ def open_source(
     path = Path(path)
     check(path.exists(), f"{path}: expected a video file or a folder of frames, found no such file or folder")
     if path.is_dir(): return VideoFolder(path)
-    check(path.suffix.lower() not in IMAGE_SUFFIXES, f"{path}: expected a video file or a folder of frames, found a single image")
+    single = path.suffix.lower() in IMAGE_SUFFIXES
+    check(not single, f"{path}: expected a video file or a folder of frames, found a single image")
     return VideoFile(path)

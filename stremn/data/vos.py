@@ -49,7 +49,8 @@ def _open(
             image.load()
             return image
     except UnidentifiedImageError as error:
-        raise StremnError(f"{path}: expected {what}, found {path.stat().st_size} bytes that are not an image") from error
+        found = f"{path.stat().st_size} bytes that are not an image"
+        raise StremnError(f"{path}: expected {what}, found {found}") from error
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise StremnError(f"{path}: expected {what}, found a damaged or truncated file ({error})") from error
 
@@ -100,7 +101,7 @@ def _grey_labels(
     ids = found[found>0]
     check(white not in ids and len(ids)<=MAX_GREY_OBJECTS,
           f"{path}: expected a mask, found a grey image with {len(found)} levels from {found[0]} to {found[-1]} "
-          f"(resized with interpolation? a mask holds 0 and {white}, or at most {MAX_GREY_OBJECTS} object ids below {white})")
+          f"(resized with interpolation? a mask holds 0 and {white}, or up to {MAX_GREY_OBJECTS} object ids below it)")
     return values.astype(np.int64)
 
 def _colour_labels(
@@ -170,21 +171,30 @@ def write_mask(
 # %% ../../nbs/13_data.vos.ipynb #19f4bb2c
 IMAGE_SUFFIXES = (".jpg",".jpeg",".png",".bmp",".webp",".tif",".tiff",".ppm",".pgm")
 
+def _is_image(file:Path)->bool: # By name; hidden files (macOS leaves some) do not count
+    "Does the file call itself an image?"
+    return file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
+
 def natural_key(
     name:str, # A file name
 )->tuple:     # Sorts frame2 before frame10
     "Sort key that compares the numbers inside names as numbers."
     return tuple((0,int(part),"") if part.isdigit() else (1,0,part) for part in re.split(r"([0-9]+)", name) if part)
 
+# %% ../../nbs/13_data.vos.ipynb #49323093
+def _instead(path:Path)->str: # For messages
+    "What stands where a folder was expected."
+    return "a file" if path.exists() else "no such folder"
+
 def _images(
     folder:Path, # Folder to list
     what:str,    # What the caller expects there, for the message
 )->dict[str,Path]: # Stem to file, in natural order
     "The images of one folder by name without ending; hidden files are skipped."
-    check(folder.is_dir(), f"{folder}: expected {what}, found {'a file' if folder.exists() else 'no such folder'}")
-    files = [p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".") and p.is_file()]
+    check(folder.is_dir(), f"{folder}: expected {what}, found {_instead(folder)}")
+    files = [p for p in folder.iterdir() if _is_image(p) and p.is_file()]
     inside = sorted(p.name for p in folder.iterdir() if p.is_dir())
-    hint = f"{len(inside)} folders ({', '.join(inside[:3])}{', ...' if len(inside)>3 else ''})" if inside else "nothing of the kind"
+    hint = f"{len(inside)} folders ({', '.join([*inside[:3], *['...'][:len(inside[3:])]])})" if inside else "no images"
     check(files, f"{folder}: expected {what} ({' '.join(IMAGE_SUFFIXES)}), found {hint}")
     out:dict[str,Path] = {}
     for p in sorted(files, key=lambda p: (natural_key(p.stem), p.name)):
@@ -203,7 +213,7 @@ def image_size(
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise StremnError(f"{path}: expected an image, found a file without a readable image header") from error
 
-# %% ../../nbs/13_data.vos.ipynb #49323093
+# %% ../../nbs/13_data.vos.ipynb #03452c28
 def _matched(
     frames_dir:Path,      # Folder of images
     masks_dir:Path|None,  # Folder of label maps, or None
@@ -217,10 +227,11 @@ def _matched(
         check(stem in frames, f"{file}: expected a frame named {stem} in {frames_dir}, found none")
     for file in [*frames.values(), *masks.values()]:
         found = image_size(file)
-        check(found==size, f"{file}: expected {size[1]}x{size[0]} pixels (width x height) like {first}, found {found[1]}x{found[0]}")
+        check(found==size, f"{file}: expected {size[1]}x{size[0]} pixels (width x height) like {first}, "
+                           f"found {found[1]}x{found[0]}")
     return frames,masks,size
 
-# %% ../../nbs/13_data.vos.ipynb #03452c28
+# %% ../../nbs/13_data.vos.ipynb #29f80e6d
 class VideoFolder:
     "Frames in one folder, masks (perhaps) in another: sizes compared at once, pixels read when asked for."
     fps:float|None = None # A folder does not say how fast to play it
@@ -253,14 +264,15 @@ class VideoFolder:
         "Ids above 0 in any mask, sorted; the first call reads every mask."
         if self._ids is None:
             maps = (m for i in range(len(self)) if (m:=self.mask(i)) is not None)
-            self._ids = sorted({v for m in maps for v in m.flatten().clamp(min=0).bincount().nonzero().flatten().tolist() if v>0})
+            counts = (m.flatten().clamp(min=0).bincount() for m in maps)
+            self._ids = sorted({v for c in counts for v in c.nonzero().flatten().tolist() if v>0})
         return list(self._ids)
 
     def __iter__(self)->Iterator[tuple[str,Tensor,Tensor|None]]:
         "The stream: `(name, frame, mask or None)`, one frame in memory at a time."
         for i,name in enumerate(self.names): yield name,self.frame(i),self.mask(i)
 
-# %% ../../nbs/13_data.vos.ipynb #29f80e6d
+# %% ../../nbs/13_data.vos.ipynb #9b3f3f57
 class VideoSet:
     "Named videos in a fixed order, each opened when it is asked for."
     def __init__(self,
@@ -276,7 +288,8 @@ class VideoSet:
     def __getitem__(self, key:int|str)->VideoFolder:
         "Open a video by position or by name."
         name = key if isinstance(key, str) else self.names[key]
-        check(name in self.folders, f"video {name!r}: expected one of {len(self)} names, found none like it ({', '.join(self.names[:4])}, ...)")
+        check(name in self.folders, f"video {name!r}: expected one of {len(self)} names "
+                                    f"({', '.join(self.names[:4])}, ...), found none like it")
         return VideoFolder(*self.folders[name], merge=self.merge, name=name)
 
     def __iter__(self)->Iterator[VideoFolder]: return (self[name] for name in self.names)
@@ -286,11 +299,11 @@ def _subfolders(folder:Path)->list[str]: # Names in natural order, hidden ones s
     if not folder.is_dir(): return []
     return sorted((p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")), key=natural_key)
 
-def _has_images(folder:Path)->bool: # Looks at the first entries only
+def _has_images(folder:Path)->bool: # Stops at the first one
     "Does the folder hold image files directly?"
-    return any(p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".") for p in folder.iterdir())
+    return any(_is_image(p) for p in folder.iterdir())
 
-# %% ../../nbs/13_data.vos.ipynb #9b3f3f57
+# %% ../../nbs/13_data.vos.ipynb #80b7c6fe
 def _layout(
     root:Path,            # Holds JPEGImages
     resolution:str|None,  # Named resolution, or None to find out
@@ -298,7 +311,8 @@ def _layout(
     "Where the videos of a JPEGImages folder are."
     frames = root/"JPEGImages"
     inside = _subfolders(frames)
-    check(inside, f"{root}: expected a folder JPEGImages with one folder per video, found {'it empty' if frames.is_dir() else 'none'}")
+    check(inside, f"{root}: expected a folder JPEGImages with one folder per video, "
+                  f"found {'it empty' if frames.is_dir() else 'none'}")
     if resolution is not None:
         check(resolution in inside, f"{frames}: expected a folder {resolution}, found {', '.join(inside[:5])}")
         return resolution
@@ -315,12 +329,12 @@ class FramesAndMasks(VideoSet):
         merge:bool=False,         # Merge all objects of a video into one
     ):
         root = Path(root)
-        check(root.is_dir(), f"{root}: expected a folder with JPEGImages in it, found {'a file' if root.exists() else 'no such folder'}")
+        check(root.is_dir(), f"{root}: expected a folder with JPEGImages in it, found {_instead(root)}")
         level = _layout(root, resolution)
         frames,masks = root/"JPEGImages"/level,root/"Annotations"/level
         super().__init__({n:(frames/n, masks/n if (masks/n).is_dir() else None) for n in _subfolders(frames)}, merge)
 
-# %% ../../nbs/13_data.vos.ipynb #80b7c6fe
+# %% ../../nbs/13_data.vos.ipynb #34c535b1
 def _listed(
     root:Path,  # DAVIS folder
     year:int,   # 2016 or 2017
@@ -349,23 +363,25 @@ class DAVIS(VideoSet):
         check(year in (2016,2017), f"year: expected 2016 or 2017, found {year!r}")
         root = Path(root)
         if not (root/"JPEGImages").is_dir() and (root/"DAVIS"/"JPEGImages").is_dir(): root = root/"DAVIS"
-        check(root.is_dir(), f"{root}: expected the DAVIS folder, found {'a file' if root.exists() else 'no such folder'}")
+        check(root.is_dir(), f"{root}: expected the DAVIS folder, found {_instead(root)}")
         names,level = _listed(root, year, split),_layout(root, resolution)
         pairs = {n:(root/"JPEGImages"/level/n, root/"Annotations"/level/n) for n in names}
         missing = [n for n,folders in pairs.items() if not all(f.is_dir() for f in folders)]
-        check(allow_missing or not missing, f"{root}: expected {len(names)} sequences of DAVIS {year} {split} at {resolution}, "
+        called = f"DAVIS {year} {split} at {resolution}"
+        check(allow_missing or not missing, f"{root}: expected {len(names)} sequences of {called}, "
               f"found {len(names)-len(missing)}; missing {', '.join([*missing[:5], *['...'][:len(missing[5:])]])} "
               "(allow_missing goes on without)")
-        check(len(missing)<len(names), f"{root}: expected sequences of DAVIS {year} {split} at {resolution}, found none of {len(names)}")
+        check(len(missing)<len(names), f"{root}: expected sequences of {called}, found none of {len(names)}")
         super().__init__({n:f for n,f in pairs.items() if n not in missing}, merge=year==2016, missing=missing)
 
-# %% ../../nbs/13_data.vos.ipynb #34c535b1
+# %% ../../nbs/13_data.vos.ipynb #0e6cde81
 def fit_size(
     size:tuple[int,int],          # (H,W) as it is
     wanted:int|tuple[int,int],    # (H,W) wanted, or the length of the shorter side
 )->tuple[int,int]:                # (H,W) to resize to
     "Target size; a single number keeps the proportions and sets the shorter side."
-    check(min(wanted if isinstance(wanted, tuple|list) else (wanted,))>0, f"size: expected positive numbers, found {wanted}")
+    numbers = wanted if isinstance(wanted, tuple|list) else (wanted,)
+    check(min(numbers)>0, f"size: expected positive numbers, found {wanted}")
     if isinstance(wanted, int):
         scale = wanted/min(size)
         wanted = tuple(max(1, round(side*scale)) for side in size)
@@ -391,7 +407,7 @@ def resize_mask(
     flat = labels.reshape(-1, 1, *labels.shape[-2:]).float()                                        # (N,1,H,W)
     return F.interpolate(flat, size=(h,w), mode="nearest-exact").long().reshape(*labels.shape[:-2], h, w)
 
-# %% ../../nbs/13_data.vos.ipynb #0e6cde81
+# %% ../../nbs/13_data.vos.ipynb #7021a1c4
 def load_clip(
     video:VideoFolder,                # Where to read
     indices:Sequence[int]|None=None,  # Frames to take, in this order; default all of them
@@ -400,7 +416,8 @@ def load_clip(
     "Read some frames of a video into memory."
     indices = range(len(video)) if indices is None else [int(i) for i in indices]
     check(len(indices)>0, f"{video.path}: expected at least one frame index, found none")
-    for i in indices: check(0<=i<len(video), f"{video.path}: expected frame indices from 0 to {len(video)-1}, found {i}")
+    for i in indices:
+        check(0<=i<len(video), f"{video.path}: expected frame indices from 0 to {len(video)-1}, found {i}")
     frames,masks = [],[]
     for i in indices:
         frame,labels = video.frame(i),video.mask(i)
@@ -409,11 +426,12 @@ def load_clip(
         masks.append(labels if size is None else resize_mask(labels, size))
     return Clip(torch.stack(frames), torch.stack(masks), name=video.name)
 
-# %% ../../nbs/13_data.vos.ipynb #7021a1c4
+# %% ../../nbs/13_data.vos.ipynb #ac030b6b
 OFFICIAL = {("DAVIS 2016","train"):30, ("DAVIS 2016","val"):20,
             ("DAVIS 2017","train"):60, ("DAVIS 2017","val"):30, ("DAVIS 2017","test-dev"):30,
             ("YouTube-VOS 2018","train"):3471, ("YouTube-VOS 2018","valid"):474}
-SOURCES = {"DAVIS 2016":"https://davischallenge.org", "DAVIS 2017":"https://davischallenge.org", "YouTube-VOS 2018":"https://youtube-vos.org"}
+SOURCES = {"DAVIS 2016":"https://davischallenge.org", "DAVIS 2017":"https://davischallenge.org",
+           "YouTube-VOS 2018":"https://youtube-vos.org"}
 
 class DataRow(NamedTuple):
     "One line of the inventory: a split at one resolution."
@@ -438,7 +456,7 @@ def _paired(
     "Count sequences that have frames and masks."
     return sum((tree/"JPEGImages"/level/n).is_dir() and (tree/"Annotations"/level/n).is_dir() for n in names)
 
-# %% ../../nbs/13_data.vos.ipynb #ac030b6b
+# %% ../../nbs/13_data.vos.ipynb #2b919f46
 def _trees(
     root:Path, # Folder to search
     depth:int, # Levels below it to look at
@@ -471,7 +489,7 @@ def describe_data(
 )->list[DataRow]:  # What was found, then what is official and was not
     "Say what is where, counted against the official data sets; looks three levels down."
     root = Path(root)
-    check(root.is_dir(), f"{root}: expected a folder with data sets, found {'a file' if root.exists() else 'no such folder'}")
+    check(root.is_dir(), f"{root}: expected a folder with data sets, found {_instead(root)}")
     rows = [row for tree in _trees(root, 3) for row in _rows(tree, tree.relative_to(root).as_posix())]
     there = {(row.dataset,row.split) for row in rows}
     return rows + [DataRow(*key, "", "", 0, n, SOURCES[key[0]]) for key,n in OFFICIAL.items() if key not in there]
