@@ -1,4 +1,4 @@
-"""Contracts of weights files: what is saved comes back, what is wrong is refused in one line, nothing is left half-written."""
+"""Contracts of weights files: what is saved comes back, what is wrong is refused in a line, nothing is half-written."""
 import dataclasses
 import json
 import os
@@ -169,7 +169,7 @@ def wrong_files(path, tensors, about):
     return {
         "no header": (tensors, None, "found a safetensors file of something else"),
         "another task": (tensors, {**about, "task": "poetry"}, "found a safetensors file of something else"),
-        "another size": (tensors, {**about, "config": json.dumps(plain(VOSConfig()))}, "expected the weights of its config"),
+        "another size": (tensors, {**about, "config": json.dumps(plain(VOSConfig()))}, "the weights of its config"),
         "a weight missing": (some, about, "Missing key"),
         "a weight too many": ({**tensors, "extra": torch.zeros(1)}, about, "Unexpected key"),
         "no config": (tensors, {k: v for k, v in about.items() if k != "config"}, "expected a config in JSON"),

@@ -87,7 +87,8 @@ def test_maps_halve_stage_by_stage(widths, planes):
     net, stride = TinyEncoder(widths, planes), 2**len(widths)
     for h, w in ((stride, stride), (2 * stride, 3 * stride)):
         maps = net(torch.rand(2, 3 + planes, h, w))
-        assert [tuple(m.shape) for m in maps] == [(2, c, h // 2**(i + 1), w // 2**(i + 1)) for i, c in enumerate(widths)]
+        want = [(2, c, h // 2**(i + 1), w // 2**(i + 1)) for i, c in enumerate(widths)]
+        assert [tuple(m.shape) for m in maps] == want
 
 
 def test_widths_may_be_a_list_but_not_empty():

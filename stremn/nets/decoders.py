@@ -31,7 +31,8 @@ class MaskDecoder(nn.Module):
 
     def forward(self, x:Tensor, skips:Sequence[Tensor])->Tensor: # (B,inp,h,w), maps finest first -> (B,H,W) logits
         "Refine up to the finest skip, then upsample the logit bilinearly to full resolution."
-        check(len(skips)==len(self.refine), f"skips: expected {len(self.refine)} maps, finest first, found {len(skips)}")
+        n = len(self.refine)
+        check(len(skips)==n, f"skips: expected {n} maps, finest first, found {len(skips)}")
         x = self.enter(x)
         for step,skip in zip(self.refine, reversed(skips)): x = step(x, skip if self.use_skips else None)
         return F.interpolate(self.leave(F.relu(x)), scale_factor=2, mode="bilinear", align_corners=False)[:,0]
