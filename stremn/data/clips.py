@@ -61,8 +61,9 @@ def collate(
     check(objects is None or objects>=1, f"objects: expected 1 or more, found {objects}")
     for c in clips:
         T,_,H,W = clips[0].frames.shape
-        check(c.frames.shape==(T,3,H,W) and c.masks.shape==(T,H,W), f"clip {c.name!r}: expected {T} frames and masks of "
-              f"{H} x {W} as in clip {clips[0].name!r}, found {tuple(c.frames.shape)} and {tuple(c.masks.shape)}")
+        check(c.frames.shape==(T,3,H,W) and c.masks.shape==(T,H,W),
+              f"clip {c.name!r}: expected {T} frames and masks of {H} x {W} as in clip {clips[0].name!r}, "
+              f"found {tuple(c.frames.shape)} and {tuple(c.masks.shape)}")
     ids = [c.ids[:objects] for c in clips]
     O = objects or max(1, *map(len, ids))
     labels = []
