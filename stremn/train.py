@@ -79,7 +79,8 @@ class FitConfig:
         for name,least in {"seed":0, "workers":0, "save_every":1}.items():
             value = getattr(self, name)
             check(value>=least, f"{name}: expected {least} or more, found {value}")
-        check(self.precision in ("no", "bf16", "fp16"), f"precision: expected no, bf16 or fp16, found {self.precision!r}")
+        check(self.precision in ("no", "bf16", "fp16"),
+              f"precision: expected no, bf16 or fp16, found {self.precision!r}")
 
 # %% ../nbs/53_train.ipynb #be1e3519
 def learning_rate(
@@ -142,7 +143,8 @@ def load_checkpoint(
     check({"step", "config"}<=set(about), f"{path}: expected a checkpoint of stremn train, found other safetensors")
     changed = differences(json.loads(about["config"]), config)
     shown = "; ".join([*changed[:3], *(["..."] if len(changed)>3 else [])])
-    check(not changed, f"{path}: expected a checkpoint of this run, found one of another ({shown}); choose another folder")
+    check(not changed, f"{path}: expected a checkpoint of this run, found one of another ({shown}); "
+                       "choose another folder")
     model.load_state_dict({k.removeprefix("model."):v for k,v in tensors.items() if k.startswith("model.")})
     state = {}
     for k,v in tensors.items():
@@ -253,7 +255,7 @@ class Run:
         optimiser = torch.optim.AdamW(weights, weight_decay=config.weight_decay)
         self.start = load_checkpoint(self.last, self.network, optimiser, self.whole) if self.last.exists() else 0
         starts = sorted(set(a.gather(torch.tensor([self.start], device=a.device)).tolist()))
-        check(len(starts)==1, f"{out}: expected one folder that all processes share, found checkpoints at steps {starts}")
+        check(len(starts)==1, f"{out}: expected one folder for all processes, found checkpoints at steps {starts}")
         self.model,self.optimiser = a.prepare(self.network, optimiser)
         self.model.train()
 
@@ -388,13 +390,10 @@ class ChameleonTask:
     "Learn to segment Chameleon clips."
     name = "vos"
 
-    def __init__(self,
-        config:ChameleonTraining=ChameleonTraining(), # Network, curriculum, what is drawn
-    ): self.config,self.steps = config,sum(s.steps for s in config.stages)
+    def __init__(self, config:ChameleonTraining=ChameleonTraining()):
+        self.config,self.steps = config,sum(s.steps for s in config.stages)
 
-    def build(self)->VOSModel: # With random weights
-        "The network to train."
-        return VOSModel(self.config.model)
+    def build(self)->VOSModel: return VOSModel(self.config.model)
 
     def stage(self, step:int)->Stage: # The stretch that `step` lies in
         "Find a step's place in the curriculum."
@@ -406,8 +405,8 @@ class ChameleonTask:
     def draw(self, step:int, seed:int)->dict: # field -> choice, the same for all processes
         "What is drawn anew at each step."
         rng,c = np.random.default_rng([seed, step, 1]),self.config
-        return {k:v[int(rng.integers(len(v)))] for k,v in
-                dict(modes=c.modes, objects=c.objects, fade=c.fades, hide=c.hides, slots=c.slots, policy=c.policies).items()}
+        lots = dict(modes=c.modes, objects=c.objects, fade=c.fades, hide=c.hides, slots=c.slots, policy=c.policies)
+        return {k:v[int(rng.integers(len(v)))] for k,v in lots.items()}
 
     def batch(self, step:int, rank:int, seed:int)->Batch:
         "Clips of one step and process; the first stage keeps its own pace."

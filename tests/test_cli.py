@@ -1,0 +1,383 @@
+"""The `stremn` command as a user meets it: what it writes, what it says, and the one line when something is wrong."""
+import csv
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import stremn
+from stremn import cli, train
+from stremn.core import StremnError
+from stremn.data.synthetic import ChameleonConfig, chameleon
+from stremn.data.video import VideoWriter
+from stremn.data.vos import PALETTE, read_mask, to_pixels, write_mask
+from stremn.memory.bank import BankConfig
+from stremn.memory.rules import RULES
+from stremn.models.hub import save_weights
+from stremn.models.vos import VOSConfig, VOSModel
+
+SIZE, FRAMES = 64, 7
+BANK = BankConfig(memory_channels=12, query_channels=12, key_channels=8, value_channels=8, update_channels=8, slots=3,
+                  similarity="l2", shared_keys=True)
+MODEL = VOSConfig(widths=(8, 12), decoder_width=8, bank=BANK)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    "A small network with random weights: what it draws is nonsense, what it writes must be right."
+    torch.manual_seed(0)
+    return save_weights(VOSModel(MODEL), tmp_path_factory.mktemp("weights") / "random.safetensors", {"steps": 0})
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch, weights) -> Path:
+    "A folder to stand in: frames/, first.png and clip.mp4 show the same seven frames with two objects."
+    monkeypatch.chdir(tmp_path)
+    clip = chameleon(3, ChameleonConfig(frames=FRAMES, size=SIZE, objects=2, modes=2))
+    frames = clip.frames[:, :, :48]                                                       # 64 wide, 48 high
+    (tmp_path / "frames").mkdir()
+    for t, frame in enumerate(frames):
+        Image.fromarray(to_pixels(frame)).save(tmp_path / "frames" / f"{t:04d}.jpg", quality=95)
+    labels = clip.masks[:, :48]
+    labels[0, 2:6, 2:6], labels[0, 10:14, 2:6] = 1, 7                                     # ids need not be neighbours
+    labels[0][labels[0] == 2] = 7
+    write_mask(tmp_path / "first.png", labels[0])
+    with VideoWriter(tmp_path / "clip.mp4", 12., (48, SIZE)) as out:
+        for frame in frames:
+            out.write(frame)
+    return tmp_path
+
+
+def tree(root: Path) -> dict:
+    "Every file and folder below `root`, hidden ones too, with the bytes of the files."
+    return {p.relative_to(root).as_posix(): p.read_bytes() if p.is_file() else None for p in sorted(root.rglob("*"))}
+
+
+def stremn_main(capsys, *words) -> tuple[int, list[str], list[str]]:
+    "Exit status, stdout and stderr."
+    capsys.readouterr()
+    try:
+        cli.main([str(w) for w in words])
+        status = 0
+    except SystemExit as e:
+        status = e.code
+    said = capsys.readouterr()
+    return status, said.out.splitlines(), said.err.splitlines()
+
+
+def segment(capsys, weights, source="frames", *more, mask="first.png", out="masks"):
+    words = ["segment", source, "--mask", mask, "--out", out, "--device", "cpu", *more]
+    return stremn_main(capsys, *words, *([] if "--weights" in more else ["--weights", weights]))
+
+
+# ---------------------------------------------------------------- it works
+@pytest.mark.parametrize("source", ["frames", "clip.mp4"])
+def test_segment_writes_masks_and_overlay(work, weights, capsys, source):
+    before = tree(work)
+    status, out, err = segment(capsys, weights, source, "--quiet")
+    assert (status, err) == (0, []) and out[0] == "7 masks in masks, objects 1, 7" and "frames 0, " in out[1]
+    names = [f"{t:04d}" if source == "frames" else f"{t:05d}" for t in range(FRAMES)]
+    assert sorted(p.name for p in (work / "masks").iterdir()) == [*(f"{n}.png" for n in names), "overlay.mp4"]
+    for name in names:
+        with Image.open(work / "masks" / f"{name}.png") as image:
+            assert image.mode == "P" and image.size == (64, 48)
+            table = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+            assert (table == PALETTE[:len(table)]).all()
+        assert set(read_mask(work / "masks" / f"{name}.png").unique().tolist()) <= {0, 1, 7}
+    assert torch.equal(read_mask(work / "masks" / f"{names[0]}.png"), read_mask(work / "first.png"))
+    with av.open(str(work / "masks" / "overlay.mp4")) as box:
+        shown = [f.to_ndarray(format="rgb24").shape for f in box.decode(video=0)]
+        assert shown == [(48, 64, 3)] * FRAMES
+        assert source == "frames" or box.streams.video[0].average_rate == 12
+    assert {k: v for k, v in tree(work).items() if not k.startswith("masks")} == before
+
+
+def test_options_reach_the_segmenter(work, weights, capsys):
+    status, out, _ = segment(capsys, weights, "frames", "--quiet", "--no-video", "--policy", "newest", "--slots", "2")
+    assert status == 0 and not (work / "masks" / "overlay.mp4").exists() and "frames 0, 6;" in out[1]
+    status, out, _ = segment(capsys, weights, "frames", "--quiet", "--overwrite", "--slots", "all")
+    assert status == 0 and "frames 0, 1, 2, 3, 4, 5, 6;" in out[1] and (work / "masks" / "overlay.mp4").exists()
+    status, out, _ = segment(capsys, weights, "frames", "--quiet", out="a/b/c")
+    assert status == 0 and len(list((work / "a/b/c").glob("*.png"))) == FRAMES
+
+
+def davis(work: Path) -> Path:
+    "A DAVIS 2016 tree of two made sequences with one object each."
+    root, lines = work / "DAVIS", []
+    for n, name in enumerate(("one", "two")):
+        clip = chameleon(n, ChameleonConfig(frames=5, size=48, modes=2))
+        for t in range(5):
+            frame, mask = (root / kind / "480p" / name / f"{t:05d}" for kind in ("JPEGImages", "Annotations"))
+            frame.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(to_pixels(clip.frames[t])).save(frame.with_suffix(".jpg"))
+            write_mask(mask.with_suffix(".png"), clip.masks[t])
+            lines.append(f"/JPEGImages/480p/{name}/{t:05d}.jpg /Annotations/480p/{name}/{t:05d}.png\n")
+    (root / "ImageSets" / "480p").mkdir(parents=True)
+    (root / "ImageSets" / "480p" / "val.txt").write_text("".join(lines))
+    return root
+
+
+def test_evaluate_segments_what_is_missing_and_scores(work, weights, capsys):
+    words = ["evaluate", davis(work), "--pred", "pred", "--year", "2016", "--weights", weights, "--quiet"]
+    before = tree(work / "DAVIS")
+    status, out, err = stremn_main(capsys, *words)
+    assert (status, err) == (0, []) and out[-1].startswith("2 sequences segmented now, 0 found in pred")
+    assert sorted(p.name for p in (work / "pred").iterdir()) == ["one", "scores.csv", "two"]
+    assert sorted(p.name for p in (work / "pred" / "one").iterdir()) == [f"{t:05d}.png" for t in range(5)]
+    for name in ("one", "two"):                                                           # the truth as a prediction: 1
+        for t in range(5):
+            truth = work / "DAVIS" / "Annotations" / "480p" / name / f"{t:05d}.png"
+            (work / "pred" / name / truth.name).write_bytes(truth.read_bytes())
+    status, out, err = stremn_main(capsys, *words)
+    assert (status, err) == (0, []) and out[-1].startswith("0 sequences segmented now, 2 found in pred")
+    scored = [r for r in csv.DictReader((work / "pred" / "scores.csv").open()) if r["video"] in ("one", "two")]
+    assert [(r["video"], float(r["J"]), float(r["F"])) for r in scored] == [("one", 1., 1.), ("two", 1., 1.)]
+    assert tree(work / "DAVIS") == before
+
+
+def test_data_lists_what_is_there(work, capsys):
+    davis(work)
+    status, out, err = stremn_main(capsys, "data", work)
+    assert (status, err) == (0, []) and out[0].startswith("data set")
+    assert any(line.split()[:5] == ["DAVIS", "2016", "val", "480p", "2"] for line in out)
+    assert any("http" in line for line in out)
+
+
+def test_models_lists_weights(capsys, monkeypatch, tmp_path):
+    status, out, err = stremn_main(capsys, "models")
+    assert (status, err) == (0, []) and [x.split()[0] for x in out if " weights  " in x] == stremn.available()
+    monkeypatch.setattr("stremn.models.hub.FOLDER", tmp_path)
+    status, out, _ = stremn_main(capsys, "models")
+    assert status == 0 and "stremn train" in out[0]
+
+
+def test_train_goes_on_and_refuses_another_config(work, capsys, monkeypatch):
+    tiny = train.ChameleonTraining()
+    stages = tuple(replace(s, batch=1, clip=replace(s.clip, size=16)) for s in tiny.stages)
+    small = replace(tiny, model=MODEL, stages=stages)
+    monkeypatch.setattr(train, "ChameleonTraining", lambda: small)
+    words = ["train", "vos", "--out", "runs/a", "--device", "cpu", "--quiet", "--steps", "1"]
+    status, out, err = stremn_main(capsys, *words)
+    assert (status, err, out) == (0, [], ["3 steps, finished: weights in runs/a/model.safetensors"])
+    before = tree(work)
+    status, out, _ = stremn_main(capsys, *words, "--save-every", "7")
+    assert status == 0 and "was finished before" in out[0] and tree(work) == before
+    for other in (["--seed", "1"], ["--steps", "9"]):
+        status, out, err = stremn_main(capsys, *words, *other)
+        assert (status, out, len(err)) == (2, [], 1) and "last.safetensors" in err[0] and tree(work) == before
+
+
+def test_reproduce_ends_in_a_report(work, capsys):
+    "From the shipped weights, on two clips; required as soon as any weights are shipped."
+    if not stremn.available():
+        pytest.skip("no weights in stremn/weights yet")
+    status, out, _ = stremn_main(capsys, "reproduce", "--out", "again", "--clips", "2", "--quiet")
+    assert status == 0 and "report.md" in out[-1]
+    names = {p.name for p in (work / "again").iterdir()}
+    assert {"report.md", "policies.png", "over-time.png", "records"} <= names
+    assert {p.name.rsplit("-s", 1)[0] for p in (work / "again" / "records").iterdir()} == {"unbounded", *RULES}
+    assert all(rule in (work / "again" / "report.md").read_text() for rule in RULES)
+
+
+# ---------------------------------------------------------------- it explains itself
+@pytest.mark.parametrize("command", ["segment", "evaluate", "train", "data", "models", "reproduce"])
+def test_help_of_every_command(capsys, command):
+    status, out, _ = stremn_main(capsys, command, "--help")
+    text = " ".join(" ".join(out).replace("│", " ").split())
+    assert status == 0 and f"usage: stremn {command}" in text
+    assert "{None}" not in text and "--no-quiet" not in text
+    if command in ("segment", "evaluate"):
+        assert ", ".join([*RULES][:-1]) + f" or {[*RULES][-1]}" in text                   # the list cannot go stale
+
+
+def test_version_and_no_words(capsys):
+    assert stremn_main(capsys, "--version") == (0, [f"stremn {stremn.__version__}"], [])
+    status, out, err = stremn_main(capsys)
+    assert (status, out) == (2, []) and any("segment" in line for line in err)
+    assert stremn_main(capsys, "segment", "frames")[0] == 2 and stremn_main(capsys, "fly")[0] == 2
+
+
+# ---------------------------------------------------------------- bad input
+def cut(path: Path, share: float) -> None:
+    path.write_bytes(path.read_bytes()[:int(path.stat().st_size * share)])
+
+
+def spoil(work: Path, case: str) -> dict:
+    "Make one thing wrong; the arguments of `segment` that meet it, and pieces of the line to expect."
+    first = read_mask(work / "first.png")
+    if case == "missing folder":
+        return dict(source="nowhere", pieces=["nowhere"])
+    if case == "empty folder":
+        (work / "empty").mkdir()
+        return dict(source="empty", pieces=["empty", "no images"])
+    if case == "missing mask":
+        return dict(mask="nowhere.png", pieces=["nowhere.png"])
+    if case == "mask of another size":
+        write_mask(work / "first.png", first[:-1])
+        return dict(pieces=["first.png", "64x48", "64x47"])
+    if case == "mask with no object":
+        write_mask(work / "first.png", first * 0)
+        return dict(pieces=["first.png", "at least one object"])
+    if case == "truncated jpg":
+        cut(work / "frames" / "0004.jpg", .5)
+        return dict(pieces=["0004.jpg", "truncated"])
+    if case == "truncated mask":
+        cut(work / "first.png", .5)
+        return dict(pieces=["first.png", "truncated"])
+    if case == "truncated mp4":
+        cut(work / "clip.mp4", .6)
+        return dict(source="clip.mp4", pieces=["clip.mp4", "expected"])
+    if case == "mp4 without its end":
+        cut(work / "clip.mp4", .99)
+        return dict(source="clip.mp4", pieces=["clip.mp4", "expected"])
+    if case == "text as video":
+        (work / "clip.mp4").write_text("this is not a film\n" * 50)
+        return dict(source="clip.mp4", pieces=["clip.mp4", "expected a video file"])
+    if case == "image as video":
+        return dict(source="frames/0000.jpg", pieces=["0000.jpg", "single image"])
+    if case == "frame of another size":
+        Image.new("RGB", (64, 40)).save(work / "frames" / "0005.jpg")
+        return dict(pieces=["0005.jpg", "64x48", "64x40"])
+    if case == "K = 0":
+        return dict(more=["--slots", "0"], pieces=["--slots", "'0'"])
+    if case == "K in words":
+        return dict(more=["--slots", "four"], pieces=["--slots", "'four'"])
+    if case == "unknown policy":
+        return dict(more=["--policy", "best"], pieces=["'best'", "most_similar"])
+    if case == "unknown weights":
+        return dict(more=["--weights", "vos-giant"], pieces=["vos-giant"])
+    if case == "weights of something else":
+        (work / "w.safetensors").write_bytes(b"nothing of the kind")
+        return dict(more=["--weights", "w.safetensors"], pieces=["w.safetensors"])
+    if case == "out is not empty":
+        (work / "masks").mkdir()
+        (work / "masks" / "diary.txt").write_text("mine")
+        return dict(pieces=["masks", "empty folder"])
+    if case == "out holds other things":
+        (work / "masks").mkdir()
+        (work / "masks" / "diary.txt").write_text("mine")
+        return dict(more=["--overwrite"], pieces=["masks", "diary.txt"])
+    if case == "out is a file":
+        (work / "masks").write_text("mine")
+        return dict(pieces=["masks", "found a file"])
+    if case == "out below a file":
+        return dict(out="first.png/masks", pieces=["first.png"])
+    raise KeyError(case)
+
+
+CASES = ["missing folder", "empty folder", "missing mask", "mask of another size", "mask with no object",
+         "truncated jpg", "truncated mask", "truncated mp4", "mp4 without its end", "text as video", "image as video",
+         "frame of another size", "K = 0", "K in words", "unknown policy", "unknown weights",
+         "weights of something else"]
+FOLDERS = ["out is not empty", "out holds other things", "out is a file", "out below a file"]
+
+
+@pytest.mark.parametrize(("case", "deep"), [*((c, d) for c in CASES for d in (False, True)),
+                                            *((c, False) for c in FOLDERS)])
+def test_bad_input_gives_one_line_and_leaves_nothing(work, weights, capsys, case, deep):
+    plan = spoil(work, case)
+    plan.setdefault("out", "new/masks" if deep else "masks")
+    before = tree(work)
+    words = ["--quiet", *plan.get("more", [])]
+    source, mask = plan.get("source", "frames"), plan.get("mask", "first.png")
+    status, out, err = segment(capsys, weights, source, *words, mask=mask, out=plan["out"])
+    assert (status, out, len(err)) == (2, [], 1), (status, out, err)
+    assert err[0].startswith("stremn: error: ") and all(p in err[0] for p in plan["pieces"]), err[0]
+    assert tree(work) == before
+
+
+def test_the_line_is_a_line_of_its_own_after_a_progress_bar(work, weights, capsys):
+    cut(work / "frames" / "0004.jpg", .5)
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        cli.main(["segment", "frames", "--mask", "first.png", "--out", "masks", "--weights", str(weights)])
+    err = capsys.readouterr().err
+    assert "frame/s" in err and err.splitlines()[-1].startswith("stremn: error: ") and err.count("stremn: error") == 1
+
+
+@pytest.mark.parametrize(("words", "pieces"), [
+    (["evaluate", "nowhere", "--pred", "p"], ["nowhere", "DAVIS"]),
+    (["evaluate", "frames", "--pred", "p"], ["frames"]),
+    (["evaluate", "DAVIS", "--pred", "first.png", "--year", "2016"], ["first.png", "found a file"]),
+    (["evaluate", "DAVIS", "--pred", "p", "--year", "2016", "--split", "test"], ["test"]),
+    (["evaluate", "DAVIS", "--pred", "p", "--year", "2016", "--weights", "vos-giant"], ["vos-giant"]),
+    (["data", "nowhere"], ["nowhere"]),
+    (["train", "vos", "--out", "first.png"], ["first.png", "folder to write to"]),
+    (["train", "vos", "--out", "first.png/run"], ["first.png", "folder to write to"]),
+    (["train", "vos", "--out", "run", "--steps", "0"], ["--steps", "0"]),
+    (["train", "vos", "--out", "run", "--seed", "-1"], ["seed", "-1"]),
+    (["train", "vos", "--out", "run", "--save-every", "0"], ["save_every", "0"]),
+    (["train", "vos", "--out", "run", "--precision", "fp16", "--device", "cpu"], ["fp16"]),
+    (["reproduce", "--clips", "0"], ["--clips", "0"]),
+    (["reproduce", "--out", "first.png"], ["first.png"])])
+def test_other_commands_refuse_in_one_line(work, capsys, words, pieces):
+    davis(work)
+    before = tree(work)
+    status, out, err = stremn_main(capsys, *words, "--quiet") if words[0] != "data" else stremn_main(capsys, *words)
+    assert (status, out, len(err)) == (2, [], 1), (status, out, err)
+    assert err[0].startswith("stremn: error: ") and all(p in err[0] for p in pieces), err[0]
+    assert tree(work) == before
+
+
+def test_a_sequence_without_objects_is_named(work, weights, capsys):
+    mask = davis(work) / "Annotations" / "480p" / "one" / "00000.png"
+    write_mask(mask, read_mask(mask) * 0)
+    before = tree(work)
+    words = ["evaluate", "DAVIS", "--pred", "pred", "--year", "2016", "--weights", weights, "--quiet"]
+    status, out, err = stremn_main(capsys, *words)
+    assert (status, out, len(err)) == (2, [], 1) and "one" in err[0] and "at least one object" in err[0]
+    assert tree(work) == before
+
+
+@pytest.mark.parametrize(("error", "status", "line"), [
+    (StremnError("file: expected\n  this,\tfound that"), 2, "stremn: error: file: expected this, found that"),
+    (PermissionError(13, "Permission denied", "there"), 2, "stremn: error: there: Permission denied"),
+    (KeyboardInterrupt(), 130, "stremn: interrupted")])
+def test_exit_statuses(monkeypatch, capsys, tmp_path, error, status, line):
+    def fail(self):
+        raise error
+    monkeypatch.setattr(cli.Data, "run", fail)
+    assert stremn_main(capsys, "data", tmp_path) == (status, [], [line])
+
+
+def test_bugs_are_not_hidden(monkeypatch, tmp_path):
+    "Only what the user can put right becomes a line; anything else keeps its traceback."
+    def fail(self):
+        raise ZeroDivisionError
+    monkeypatch.setattr(cli.Data, "run", fail)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["data", str(tmp_path)])
+
+
+# ---------------------------------------------------------------- from a real shell
+def test_from_a_shell(work, weights):
+    program = Path(sys.executable).with_name("stremn")
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    words = [program, "segment", "frames", "--mask", "first.png", "--out", "masks", "--weights", weights, "--quiet"]
+    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr) == (0, "") and len(list((work / "masks").glob("*.png"))) == FRAMES
+    before = tree(work)
+    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (2, "") and tree(work) == before
+    assert done.stderr.startswith("stremn: error: masks: ") and done.stderr.count("\n") == 1
+
+
+def test_a_closed_pipe_is_no_error():
+    "`stremn data | head -1`: the reader goes away, nothing is said."
+    code = "from stremn import cli; cli.Data.run = lambda self: print('x' * 10**6); cli.main(['data'])"
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    child.stdout.close()
+    assert child.stderr.read() == b"" and child.wait(300) == 141
+
+
+def test_help_does_not_wait_for_torch():
+    code = ("import sys\nfrom stremn import cli\ntry: cli.main(['train', '--help'])\n"
+            "except SystemExit: sys.exit('torch' in sys.modules)")
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=300).returncode == 0
