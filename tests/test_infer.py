@@ -196,12 +196,11 @@ def test_minus_one_and_zero_say_nothing():
     segmenter = VideoSegmenter(network())
     first = torch.full((8, 8), -1)
     first[:4] = 3
-    assert segmenter.step(torch.rand(3, 8, 8), first).unique().tolist() == [0, 3]
-    again = VideoSegmenter(network())
-    again.step(torch.rand(3, 8, 8), first)
-    frame = torch.rand(3, 8, 8)
+    again, frames = VideoSegmenter(network()), torch.rand(2, 3, 8, 8)
+    for s in (segmenter, again):
+        assert s.step(frames[0], first).unique().tolist() == [0, 3]
     # an empty mask changes nothing
-    assert torch.equal(segmenter.step(frame, torch.zeros(8, 8).long()), again.step(frame))
+    assert torch.equal(segmenter.step(frames[1], torch.zeros(8, 8).long()), again.step(frames[1]))
     assert segmenter.objects == [3]
 
 
