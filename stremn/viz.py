@@ -206,7 +206,7 @@ def match_maps(
     check(new.ndim==3, f"new: expected shape (C,H,W), found {tuple(new.shape)}")
     check(slots.ndim==4 and slots.shape[1]==len(new) and len(slots)>0,
           f"slots: expected shape (K,{len(new)},h,w), found {tuple(slots.shape)}")
-    (y,x),(K,(C,H,W)) = pixel,(len(slots),new.shape)
+    (y,x),(K,(_,H,W)) = pixel,(len(slots),new.shape)
     check(0<=y<H and 0<=x<W, f"pixel: expected (y,x) inside {H} x {W}, found ({y}, {x})")
     names = [f"slot {k}" for k in range(K)] if names is None else list(names)
     check(len(names)==K, f"names: expected {K}, one a slot, found {len(names)}")

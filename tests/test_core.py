@@ -1,6 +1,6 @@
 """Contracts of stremn.core: seeds, devices, one-line errors, and records that survive the disk or are refused."""
 import dataclasses,enum,json,os,subprocess,sys
-from dataclasses import dataclass,replace
+from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 import pytest

@@ -5,7 +5,6 @@ import os
 import pickle
 import stat
 from dataclasses import dataclass, field, replace
-from typing import Optional
 
 import pytest
 import torch
@@ -52,7 +51,7 @@ class Outer:
     pair: tuple[int, str] = (1, "a")
     many: tuple[Inner, ...] = ()
     inner: Inner = field(default_factory=Inner)
-    maybe: Optional[int] = None
+    maybe: int | None = None
     flag: bool = False
 
 

@@ -20,11 +20,11 @@ PARTS = ([f"{e}_encoder.{s}" for e in ("query", "memory") for s in STAGES]
                                       "refine.0.merge.conv1", "refine.0.merge.conv2", "leave")])
 
 
-def network(seed=0, double=True, bank={}, **changes):
+def network(seed=0, double=True, bank=None, **changes):
     "A small network in evaluation mode."
     torch.manual_seed(seed)
     config = replace(SMALL, **changes)
-    model = VOSModel(replace(config, bank=replace(config.bank, **bank))).eval()
+    model = VOSModel(replace(config, bank=replace(config.bank, **(bank or {})))).eval()
     return model.double() if double else model
 
 

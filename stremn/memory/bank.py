@@ -31,7 +31,7 @@ class BankConfig:
     slots:int|None=6           # K; None: never forget (memory grows with the video)
     pinned:int=1               # The first slots, never replaced: the ground-truth frame
     policy:str="learned"       # Name in stremn.memory.rules.RULES; can be swapped at any time
-    latest:str="competes"      # "competes": the previous newest slot may be replaced; "held": it moves on and competes later
+    latest:str="competes"      # "competes": the previous newest may be replaced; "held": it moves on and competes later
     per_object:bool=False      # One decision per object (True) or per video (False)
     similarity:str="dot"       # Read with "dot" (STM) or "l2" (STCN)
     top_k:int|None=None        # Read only the best k memory pixels
@@ -42,8 +42,10 @@ class BankConfig:
     learn_beta:bool=False      # Make the scale a weight
 
     def __post_init__(self):
-        for name,allowed in {"latest":("competes", "held"), "similarity":("dot", "l2"), "noise":("train", "always", "never")}.items():
-            check(getattr(self, name) in allowed, f"unknown {name} {getattr(self, name)!r}: expected one of {', '.join(allowed)}")
+        for name,allowed in {"latest":("competes", "held"), "similarity":("dot", "l2"),
+                             "noise":("train", "always", "never")}.items():
+            check(getattr(self, name) in allowed,
+                  f"unknown {name} {getattr(self, name)!r}: expected one of {', '.join(allowed)}")
         check(self.pinned>=0, f"pinned: expected 0 or more slots, found {self.pinned}")
 
 # %% ../../nbs/25_memory.bank.ipynb #f7a2ce87
@@ -56,7 +58,8 @@ class Heads(nn.Module):
         super().__init__()
         self.config = c = replace(config or BankConfig(), **changes)
         conv = partial(nn.Conv2d, kernel_size=3, padding=1)
-        self.query_key,self.query_value = conv(c.query_channels, c.key_channels),conv(c.query_channels, c.value_channels)
+        self.query_key = conv(c.query_channels, c.key_channels)
+        self.query_value = conv(c.query_channels, c.value_channels)
         self.memory_value = conv(c.memory_channels, c.value_channels)
         self.update_key = conv(c.memory_channels, c.update_channels)
         self.memory_key = None if c.shared_keys else conv(c.memory_channels, c.key_channels)
@@ -68,7 +71,8 @@ class Heads(nn.Module):
     )->Template:
         "Project a feature map to the three maps that the memory stores."
         shared = self.memory_key is None
-        check(not shared or query_features is not None, "shared_keys=True: the key comes from query_features, found None")
+        check(not shared or query_features is not None,
+              "shared_keys=True: the key comes from query_features, found None")
         key = self.query_key(query_features) if shared else self.memory_key(memory_features)
         if shared and group is not None: key = key[group]
         return Template(key, self.memory_value(memory_features), self.update_key(memory_features))
@@ -103,7 +107,8 @@ def decisions(
     "Number the decisions, and name a row that speaks for each."
     each = torch.arange(rows, device=device)
     if group is None: return each, each
-    check(group.shape==(rows,), f"group: expected one video number for each of {rows} rows, found shape {tuple(group.shape)}")
+    check(group.shape==(rows,),
+          f"group: expected one video number for each of {rows} rows, found shape {tuple(group.shape)}")
     row = torch.unique(group.to(device), return_inverse=True)[1]             # (B,)
     first = torch.full((int(row.max())+1,), rows, device=device).scatter_reduce(0, row, each, "amin")
     return row, first
@@ -181,7 +186,7 @@ class MemoryBank(Swappable):
         memory:Memory|None, # Memory before the write
         template:Template,  # Template that wants a slot
         t:int,              # Frame it comes from
-        group:Tensor|None=None, # (B,) long, video each row belongs to; rows of a video hold the same frames and decide together
+        group:Tensor|None=None, # (B,) long, video of each row; rows of a video hold the same frames and decide together
         generator:torch.Generator|None=None, # Source of all randomness
     )->Decision:
         "Decide which slot is replaced; nothing is written."
@@ -191,14 +196,15 @@ class MemoryBank(Swappable):
         frames = memory.frames[first]                                        # (V,n)
         free = candidate_slots(frames, c.pinned, c.latest)
         if not free.any(): return Decision(torch.zeros_like(memory.frames, dtype=torch.float), None)
-        if held: template = memory.template(memory.frames.argmax(1))         # it is the previous latest that asks for a place
+        if held: template = memory.template(memory.frames.argmax(1))  # it is the previous latest that asks for a place
         asked = []
         def learned():
             asked.append(best_match_similarity(template.update, memory.updates))  # (B,n) Eq. 1
             return self.beta*mean_over(row, asked[-1])
         def appearance(): return mean_over(row, best_match_similarity(template.key, memory.keys))
         noise = {"train":self.training, "always":True, "never":False}[c.noise]
-        a = self._rule(Request(frames, free, t, memory.seen+1-held-c.pinned, learned, appearance, c.tau, noise, generator))
+        a = self._rule(Request(frames, free, t, memory.seen+1-held-c.pinned, learned, appearance,
+                               c.tau, noise, generator))
         return Decision(a[row], asked[0].detach() if asked else None)
 
     def apply(self, memory:Memory|None, template:Template=None, t:int=None, decision:Decision=None)->Memory:

@@ -28,7 +28,7 @@ def as_dot_product(
     "STCN's 2 k.q - |k|^2 is a dot product with one more channel; the |q|^2 it leaves out cancels in the softmax."
     check(similarity in ("dot", "l2"), f"unknown similarity {similarity!r}: expected 'dot' or 'l2'")
     if similarity=="dot": return query, keys
-    mean_square = keys.pow(2).mean(-1, keepdim=True)                         # (B,M,1) |k|^2/Dk: the sum overflows in half precision
+    mean_square = keys.pow(2).mean(-1, keepdim=True)  # (B,M,1) |k|^2/Dk: the sum overflows in half precision
     return F.pad(query, (0, 1), value=float(query.shape[-1])), torch.cat([2*keys, -mean_square], -1)
 
 # %% ../../nbs/24_memory.read.ipynb #f7a2ce87
@@ -40,7 +40,8 @@ def query_and_keys(
 )->tuple[Tensor,Tensor]: # (B,P,D) and (B,M,D) whose dot products are the logits of Eq. 5
     "Both sides of the comparison as lists of pixels, scale included."
     check(query_key.ndim==4 and query_key.shape[:2]==(len(memory.keys), memory.keys.shape[2]),
-          f"query_key: expected ({len(memory.keys)},{memory.keys.shape[2]},H,W) as in memory.keys, found {tuple(query_key.shape)}")
+          f"query_key: expected ({len(memory.keys)},{memory.keys.shape[2]},H,W) as in memory.keys, "
+          f"found {tuple(query_key.shape)}")
     q,k = as_dot_product(query_key.flatten(2).transpose(1, 2), pixels(memory.keys), similarity)
     return q*(query_key.shape[1]**-.5 if scale is None else scale), k
 
