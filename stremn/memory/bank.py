@@ -201,10 +201,9 @@ class MemoryBank(Swappable):
         def learned():
             asked.append(best_match_similarity(template.update, memory.updates))  # (B,n) Eq. 1
             return self.beta*mean_over(row, asked[-1])
-        def appearance(): return mean_over(row, best_match_similarity(template.key, memory.keys))
+        def looks(): return mean_over(row, best_match_similarity(template.key, memory.keys))
         noise = {"train":self.training, "always":True, "never":False}[c.noise]
-        a = self._rule(Request(frames, free, t, memory.seen+1-held-c.pinned, learned, appearance,
-                               c.tau, noise, generator))
+        a = self._rule(Request(frames, free, t, memory.seen+1-held-c.pinned, learned, looks, c.tau, noise, generator))
         return Decision(a[row], asked[0].detach() if asked else None)
 
     def apply(self, memory:Memory|None, template:Template=None, t:int=None, decision:Decision=None)->Memory:
