@@ -27,17 +27,19 @@ class ResBlock(nn.Module):
         "Two convolutions around the shortcut."
         return self.fit(x)+self.conv2(F.relu(self.conv1(F.relu(x))))
 
-# %% ../../nbs/30_nets.blocks.ipynb #f7a2ce87
+# %% ../../nbs/30_nets.blocks.ipynb #01fee6ef
 class Refine(nn.Module):
     "Double the resolution and, where there is one, add a skip from the encoder (after STM's refinement module)."
     def __init__(self,
         inp:int,  # Channels from below
         skip:int, # Channels of the skip; 0: the decoder sees the encoder only through the memory
         out:int,  # Channels out
+        block:bool=False, # A residual block on the skip before it is added, as STM has it
     ):
         super().__init__()
         self.fit = nn.Identity() if inp==out else nn.Conv2d(inp, out, 1)
         self.skip = nn.Conv2d(skip, out, 3, padding=1) if skip else None
+        if skip and block: self.skip = nn.Sequential(self.skip, ResBlock(out, out))
         self.merge = ResBlock(out, out)
 
     def forward(self, x:Tensor, skip:Tensor|None=None)->Tensor: # (B,inp,H,W), (B,skip,2H,2W) -> (B,out,2H,2W)

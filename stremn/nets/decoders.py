@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..core import check
 from .blocks import Refine, ResBlock
 
-# %% ../../nbs/32_nets.decoders.ipynb #33d71c1d
+# %% ../../nbs/32_nets.decoders.ipynb #1219665a
 class MaskDecoder(nn.Module):
     "STM's decoder at any depth: one residual block, a refinement for each skip, one logit per pixel."
     def __init__(self,
@@ -22,12 +22,14 @@ class MaskDecoder(nn.Module):
         skips:Sequence[int], # Channels of the encoder maps finer than the read-out, finest first
         width:int=64,        # Channels inside
         use_skips:bool=True, # False: receive the encoder only through the memory (the paper's sentence in Sec. 3.3)
+        stm:bool=False,      # STM to the letter: a residual block on each skip, and two logits instead of one
+        finest:int=2,        # Stride of the finest map, which the last enlargement undoes; 4 with a ResNet
     ):
         super().__init__()
-        self.use_skips = use_skips
+        self.use_skips,self.finest = use_skips,finest
         self.enter = nn.Sequential(nn.Conv2d(inp, width, 3, padding=1), ResBlock(width, width))
-        self.refine = nn.ModuleList([Refine(width, s if use_skips else 0, width) for s in reversed(skips)])
-        self.leave = nn.Conv2d(width, 1, 3, padding=1)
+        self.refine = nn.ModuleList([Refine(width, s if use_skips else 0, width, stm) for s in reversed(skips)])
+        self.leave = nn.Conv2d(width, 2 if stm else 1, 3, padding=1)
 
     def forward(self, x:Tensor, skips:Sequence[Tensor])->Tensor: # (B,inp,h,w), maps finest first -> (B,H,W) logits
         "Refine up to the finest skip, then upsample the logit bilinearly to full resolution."
@@ -35,4 +37,6 @@ class MaskDecoder(nn.Module):
         check(len(skips)==n, f"skips: expected {n} maps, finest first, found {len(skips)}")
         x = self.enter(x)
         for step,skip in zip(self.refine, reversed(skips)): x = step(x, skip if self.use_skips else None)
-        return F.interpolate(self.leave(F.relu(x)), scale_factor=2, mode="bilinear", align_corners=False)[:,0]
+        x = self.leave(F.relu(x))
+        if x.shape[1]==2: x = x[:,1:]-x[:,:1]                                       # log odds of two logits
+        return F.interpolate(x, scale_factor=self.finest, mode="bilinear", align_corners=False)[:,0]
