@@ -11,7 +11,7 @@ from torch import nn
 
 from stremn.core import StremnError, make_generator
 from stremn.memory.bank import BankConfig, MemoryBank, candidate_slots, decisions, mean_over
-from stremn.memory.read import read
+from stremn.memory.read import affinity, read
 from stremn.memory.rules import RULES, newest, pick
 from stremn.memory.similarity import best_match_similarity
 from stremn.memory.update import Memory
@@ -327,13 +327,15 @@ def test_module_apply_still_visits_every_part():
     assert seen.count("Conv2d") == 5 and "MemoryBank" in seen
 
 
-def test_weights_and_memory_go_through_safetensors(tmp_path):
-    bank = MemoryBank(SMALL, slots=4, learn_beta=True, beta=1.5).eval()
+@pytest.mark.parametrize("policy", ["learned", "lfu"])
+def test_weights_and_memory_go_through_safetensors(tmp_path, policy):
+    bank = MemoryBank(SMALL, slots=4, learn_beta=True, beta=1.5, policy=policy).eval()
     stream, query = maps(20), torch.randn(1, 4, 2, 2)
     memory = run(bank, stream[:12])[1]
     save_file(bank.state_dict(), tmp_path / "weights.safetensors")
-    save_file(memory._replace(seen=torch.tensor(memory.seen))._asdict(), tmp_path / "memory.safetensors")
-    again = MemoryBank(SMALL, slots=4, learn_beta=True).eval()
+    tensors = memory._replace(seen=torch.tensor(memory.seen))._asdict()
+    save_file({k: v for k, v in tensors.items() if v is not None}, tmp_path / "memory.safetensors")
+    again = MemoryBank(SMALL, slots=4, learn_beta=True, policy=policy).eval()
     again.load_state_dict(load_file(tmp_path / "weights.safetensors"))
     loaded = load_file(tmp_path / "memory.safetensors")
     other = Memory(**{**loaded, "seen": int(loaded["seen"])})
@@ -373,3 +375,28 @@ def test_mistakes_are_refused_in_one_line():
             call()
         assert "\n" not in str(caught.value)
     assert bank.policy == "learned" and bank.slots == 2                      # a refused change changes nothing
+
+
+# ---- attention that is counted ------------------------------------------------------------------------------------
+
+def test_the_tallies_are_the_attention_of_every_frame_since_a_slot_was_written():
+    bank, stream = MemoryBank(SMALL, slots=4, policy="lfu").eval(), maps(14)
+    memory, total = None, {}
+    with torch.no_grad():
+        for t in range(14):
+            template = bank.template(stream[t])
+            if memory is not None:
+                weight = affinity(template.key, memory, bank.config.similarity).double()     # (B,P,M)
+                for i, f in enumerate(memory.frames[0].tolist()):
+                    share = weight[0].unflatten(-1, (memory.slots, -1))[:, i].sum(-1).mean().item()
+                    total[f] = total.get(f, 0.) + share
+            memory = bank.write(memory, template, t)
+            if memory.use is not None:
+                expected = [total.get(f, 0.) for f in memory.frames[0].tolist()]
+                torch.testing.assert_close(memory.use[0, :, 0].double(), torch.tensor(expected).double())
+    assert memory.frames[0].tolist()[0] == 0 and memory.use[0, -1, 0] >= 0
+
+
+def test_nobody_pays_for_tallies_that_no_rule_asks_for():
+    memory = run(MemoryBank(SMALL, slots=4, policy="oldest").eval(), maps(8))[1]
+    assert memory.use is None

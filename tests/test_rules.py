@@ -1,7 +1,9 @@
 """Contracts of the rules: each equals a plain Python simulation, the random ones in law; masks, order and generators are respected."""
 import itertools
+import math
 import random as stdlib_random
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -121,7 +123,9 @@ def test_never_touches_a_protected_slot(name):
         free = torch.rand(400, n, generator=g) < .4
         free[torch.arange(400), torch.randint(n, (400,), generator=g)] = True
         frames, scores = torch.rand(400, n, generator=g).argsort(-1), 100 * torch.randn(400, n, generator=g)
-        a = RULES[name](request(frames, free, n, 3 * n, scores, noise=True, generator=g))
+        gram = torch.randn(400, n + 1, n + 1, generator=g)
+        a = RULES[name](request(frames, free, n, 3 * n, scores, noise=True, generator=g,
+                                use=torch.rand(400, n, 2, generator=g), pairs=lambda gram=gram: gram @ gram.mT))
         assert a.shape == (400, n) and set(a.unique().tolist()) <= {0., 1.}
         assert not a[~free].any() and set(a.sum(-1).tolist()) <= ({0., 1.} if name == "reservoir" else {1.})
 
@@ -191,3 +195,30 @@ def test_names_and_refusals():
         with pytest.raises(StremnError, match="expected one of oldest, newest") as caught:
             find_rule(wrong)
         assert "\n" not in str(caught.value) and repr(wrong) in str(caught.value)
+
+
+def test_counting_rules_by_hand():
+    g = make_generator(8)
+    for _ in range(50):
+        frames, use = torch.randperm(30, generator=g)[None, :5], torch.rand(1, 5, 2, generator=g)
+        free = torch.tensor([[False, True, True, True, True]])
+        r = request(frames, free, 31, use=use)
+        age = [31 - f for f in frames[0].tolist()]
+        rate = [(use[0, i, 0].item() / age[i], i) for i in range(1, 5)]
+        assert RULES["lfu"](r).argmax().item() == min(rate)[1]
+        keep = [(use[0, i, 1].item() + 1.5 * math.sqrt(math.log(sum(age)) / (age[i] + 8)), i) for i in range(1, 5)]
+        assert RULES["ucb"](r).argmax().item() == min(keep)[1]
+    for name in ("lfu", "ucb"):
+        with pytest.raises(StremnError, match="expected the tallies of attention"):
+            RULES[name](request(frames, free, 31))
+
+
+def test_diversity_leaves_the_largest_volume_of_all_replacements():
+    g = make_generator(9)
+    for n in (2, 3, 6):
+        x = torch.nn.functional.normalize(torch.randn(20, n + 1, 8, generator=g), dim=-1).double()
+        gram, free = x @ x.mT, torch.arange(n).expand(20, n) > 0
+        a = RULES["diversity"](request(torch.arange(n).expand(20, n), free, pairs=lambda gram=gram: gram))
+        for row in range(20):
+            volume = {i: np.linalg.det(np.delete(np.delete(gram[row].numpy(), i, 0), i, 1)) for i in range(1, n)}
+            assert a[row].argmax().item() == max(volume, key=volume.get)
