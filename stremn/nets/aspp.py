@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from ..core import check
 from .resnet import group_norm
 
-# %% ../../nbs/34_nets.aspp.ipynb #58db697e
+# %% ../../nbs/34_nets.aspp.ipynb #5af66f38
 class ASPP(nn.Module):
     "Atrous spatial pyramid pooling with group normalisation: each place alone, at some distances, and the mean of all."
     def __init__(self,
-        inp:int, # Channels of the read-out, 2*Dv
+        inp:int,     # Channels of the read-out, 2*Dv
         out:int=256, # Channels of each branch, and of the result
         rates:Sequence[int]=(6, 12, 18), # Dilations of the 3x3 branches, in cells of the map
     ):
@@ -26,9 +26,9 @@ class ASPP(nn.Module):
         check(len(rates)>0 and min(rates)>0, f"rates: expected one or more positive numbers, found {tuple(rates)}")
         def layer(channels, size=1, rate=1):
             conv = nn.Conv2d(channels, out, size, padding=rate*(size//2), dilation=rate, bias=False)
-            return nn.Sequential(conv, group_norm(out), nn.ReLU())
+            return nn.Sequential(conv, group_norm(out, min(32, max(1, out//8))), nn.ReLU()) # 8 channels a group or more
         self.here = layer(inp)
-        self.around = nn.ModuleList([layer(inp, 3, r) for r in rates])
+        self.around = nn.ModuleList([layer(inp, 3, rate) for rate in rates])
         self.everywhere = layer(inp)
         self.merge = layer((2+len(rates))*out)
 
