@@ -7,12 +7,12 @@ __all__ = ['as_frame', 'as_labels', 'merge_known', 'label_map', 'Held', 'explain
            'without', 'Stream', 'VideoSegmenter', 'Written', 'check_goal', 'all_or_nothing', 'segment_source',
            'write_all']
 
-# %% ../nbs/54_infer.ipynb #d491d67f
+# %% ../nbs/54_infer.ipynb #c14e8404
 import os
 import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -152,7 +152,7 @@ def account(
                     None if scores is None else scores[r]) for r,i in enumerate(ids)]
     return each if config.per_object else each[:1]
 
-# %% ../nbs/54_infer.ipynb #da92e18b
+# %% ../nbs/54_infer.ipynb #95bae048
 class State(NamedTuple):
     "All that a stream remembers between two frames; replaced at each step, never changed."
     t:int=0                              # Frames so far
@@ -171,16 +171,17 @@ def borrowed(
     model:VOSModel,         # Network
     policy:str|Selector,    # Rule to use meanwhile
     slots:int|None,         # K to use meanwhile
+    **changes,              # Fields of `BankConfig` that hold no weights: noise, latest, per_object, tau, top_k
 ):                          # Context; yields the network
     "A network in evaluation mode under another policy; afterwards everything is as it was."
     bank,training = model.bank,[m for m in model.modules() if m.training]
-    old = bank.policy,bank.slots
+    old = bank.policy,bank.slots,bank.config
     try:
-        bank.policy,bank.slots = policy,slots
+        bank.policy,bank.slots,bank.config = policy,slots,replace(bank.config, **changes)
         for m in training: m.training = False
         yield model
     finally:
-        bank.policy,bank.slots = old
+        bank.policy,bank.slots,bank.config = old
         for m in training: m.training = True
 
 # %% ../nbs/54_infer.ipynb #2954dcea

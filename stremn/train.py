@@ -7,7 +7,7 @@ __all__ = ['FREE', 'Task', 'FitConfig', 'learning_rate', 'save_checkpoint', 'dif
            'read_rows', 'Log', 'read_log', 'Steps', 'new_accelerator', 'open_folder', 'Run', 'take_step', 'take_steps',
            'fit', 'finish', 'Stage', 'ChameleonTraining', 'shorten', 'ChameleonTask']
 
-# %% ../nbs/53_train.ipynb #d491d67f
+# %% ../nbs/53_train.ipynb #e18ab7ca
 import json
 import os
 import tempfile
@@ -30,7 +30,7 @@ from .core import StremnError, check, make_generator, pick_device, plain, seed_e
 from .data.clips import Batch, collate
 from .data.synthetic import ChameleonConfig, chameleon_batch
 from .losses import segmentation_loss
-from .models.hub import read_file, save_weights
+from .models.hub import load, read_file, save_weights
 from .models.vos import VOSConfig, VOSModel
 
 # %% ../nbs/53_train.ipynb #33d71c1d
@@ -236,7 +236,7 @@ def open_folder(
         with tempfile.TemporaryFile(dir=out): return out
     except OSError as e: raise StremnError(f"{out}: expected a folder to write to, found {e.strerror or e}") from None
 
-# %% ../nbs/53_train.ipynb #29f80e6d
+# %% ../nbs/53_train.ipynb #f67f7976
 class Run:
     "Network, optimiser and processes of a training run, put back to where its last checkpoint left them."
     def __init__(self,
@@ -248,7 +248,9 @@ class Run:
         self.task,self.config,self.out,self.last = task,config,out,out/"last.safetensors"
         self.accelerator = a = new_accelerator(device, config.precision)
         self.main,self.rank = a.is_main_process,a.process_index
-        self.whole = plain({"task":task.config, "fit":config, "processes":a.num_processes})
+        origin = getattr(task, "origin", None)                                 # how the first weights were made
+        self.whole = plain({"task":task.config, "fit":config, "processes":a.num_processes}
+                           | ({"start":origin} if origin else {}))
         seed_everything(config.seed)
         self.network = task.build()
         weights = [p for p in self.network.parameters() if p.requires_grad]
@@ -385,15 +387,23 @@ def shorten(
     share = steps/sum(s.steps for s in config.stages)
     return replace(config, stages=tuple(replace(s, steps=max(1, round(s.steps*share))) for s in config.stages))
 
-# %% ../nbs/53_train.ipynb #2b919f46
+# %% ../nbs/53_train.ipynb #6bbac1d1
 class ChameleonTask:
     "Learn to segment Chameleon clips."
     name = "vos"
 
-    def __init__(self, config:ChameleonTraining=ChameleonTraining()):
-        self.config,self.steps = config,sum(s.steps for s in config.stages)
+    def __init__(self,
+        config:ChameleonTraining=ChameleonTraining(), # What to learn from
+        start:str|Path|None=None,                     # Weights to go on from: what `load` accepts; None: random ones
+    ):
+        self.config,self.start,self.steps = config,start,sum(s.steps for s in config.stages)
+        self.origin = None if start is None else load(start).card.get("config")
 
-    def build(self)->VOSModel: return VOSModel(self.config.model)
+    def build(self)->VOSModel:
+        "The network; a second stage of training starts with the weights of the first."
+        network = VOSModel(self.config.model)
+        if self.start is not None: network.load_state_dict(load(self.start).state_dict())
+        return network
 
     def stage(self, step:int)->Stage: # The stretch that `step` lies in
         "Find a step's place in the curriculum."
