@@ -162,7 +162,7 @@ class Looking(VOSParts):
         if valid is not None: prob = prob*valid[:,:prob.shape[1],None,None]        # the rest of valid enters later
         return aggregate(prob),view
 
-# %% ../../nbs/40_models.vos.ipynb #19f4bb2c
+# %% ../../nbs/40_models.vos.ipynb #570f8d53
 def choose_without_padding(
     bank:MemoryBank,    # Who decides
     memory:Memory|None, # Memory of V*O rows before the write
@@ -178,7 +178,7 @@ def choose_without_padding(
     rows = votes.flatten().nonzero()[:,0]                                          # (N,) rows with a vote
     place = votes.flatten().cumsum(0).sub(1).view_as(votes)                        # (V,O) which of the N a row is
     first = place.gather(1, votes.int().argmax(1, keepdim=True))                   # (V,1) the first voter of each video
-    among = Memory(*(x[rows] for x in memory[:4]), memory.seen)
+    among = Memory(*(x[rows] if torch.is_tensor(x) else x for x in memory))
     decision = bank.choose(among, Template(*(x[rows] for x in template)), t, group[rows], generator)
     index = torch.where(votes, place, first).flatten()                             # (V*O,)
     return Decision(*(None if x is None else x[index] for x in decision))
