@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 from stremn.core import Record,StremnError
 from stremn.paper import TABLES
-from stremn.results import (T95,VERDICTS,bootstrap_interval,clip_scores,compare,load_records,paired_difference,
-                            policy_table,verdict)
+from stremn.results import (T95,VERDICTS,bootstrap_interval,clip_scores,compare,crossed_interval,load_records,
+                            paired_difference,policy_table,row_difference,score_matrix,verdict)
 
 
 def record(name="learned", seed=0, protocol="tiny", clips=None, **metrics):
@@ -144,9 +144,9 @@ def policies(protocol="tiny"):
 def test_policy_table_numbers():
     records = policies()
     text = policy_table(records, rows=["oldest","learned","newest","random"])
-    groups = {n:clip_scores([r for r in records if r.name==n], "J") for n in ("oldest","learned","newest")}
+    groups = {n:[r for r in records if r.name==n] for n in ("oldest","learned","newest")}
     for name,word in {"learned":"reproduced","newest":"not reproduced"}.items():
-        own,gap = bootstrap_interval(list(groups[name].values())),paired_difference(groups[name], groups["oldest"])
+        own,gap = crossed_interval(score_matrix(groups[name], "J")),row_difference(groups[name], groups["oldest"])
         expected = [f"{own.mean:.3f}",f"[{own.lo:.3f}, {own.hi:.3f}]","30","2",f"{gap.mean:+.3f}"]
         assert cells(text, name)==[name,*expected,f"[{gap.lo:+.3f}, {gap.hi:+.3f}]",word]
     assert cells(text, "oldest")[5:]==["","","reference"] and cells(text, "random")==["random"]+[""]*6+["not run"]
@@ -221,3 +221,25 @@ def test_every_table_can_be_compared(key):
             assert len(lines)==2+len(t.rows) and all(l.count("|")==9 for l in lines)
             assert all("not run" in l for l in lines[2:])
             assert len({l.split("|")[1] for l in lines[2:]})==len(t.rows), "rows must be told apart"
+
+
+def test_crossed_bootstrap_equals_drawing_rows_and_columns():
+    rng = np.random.default_rng(3)
+    x = rng.normal(.6, .1, (1,25))+rng.normal(0, .03, (5,1))+rng.normal(0, .02, (5,25))
+    means = [x[rng.integers(0, 5, 5)][:,rng.integers(0, 25, 25)].mean() for _ in range(20_000)]
+    found = crossed_interval(x, 20_000)
+    assert found.mean==pytest.approx(x.mean()) and np.allclose(found[1:], np.quantile(means, [.025,.975]), atol=.002)
+    assert found.hi-found.lo>bootstrap_interval(x.mean(0)).hi-bootstrap_interval(x.mean(0)).lo  # the runs disagree
+    assert crossed_interval(x[:1])==bootstrap_interval(x[0])
+    for bad in (x[0], np.full((2,3), np.nan), np.empty((0,3))):
+        with pytest.raises(StremnError): crossed_interval(bad)
+
+
+def test_row_difference_is_paired_by_seed_and_clip():
+    records = policies()
+    a,b = ([r for r in records if r.name==n] for n in ("learned","oldest"))
+    gap = row_difference(a, b)
+    assert gap==row_difference(a[::-1], b) and abs(gap.mean-.05)<.01 and gap.lo>.04
+    with pytest.raises(StremnError, match="same seeds"): row_difference(a[:1], b)
+    other = [record("oldest", r.seed, "tiny", {"x":.5}) for r in b]
+    with pytest.raises(StremnError, match="same clips"): row_difference(a, other)
