@@ -79,6 +79,18 @@ def test_refine_adds_a_linear_function_of_the_skip():
     torch.testing.assert_close(refine(x, a) - refine(0 * x, a), refine(x, b) - refine(0 * x, b))
 
 
+def test_stms_refinement_digests_the_skip_first():
+    torch.manual_seed(0)
+    light, full = Refine(4, 3, 4).double(), Refine(4, 3, 4, block=True).double()
+    x, skip = noise(2, 4, 3, 5, dtype=torch.float64), noise(2, 3, 6, 10, dtype=torch.float64)
+    light.load_state_dict({k.replace("skip.0.", "skip."): v for k, v in full.state_dict().items() if ".1." not in k})
+    double = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(full(x, skip), full.merge(double + full.skip[1](full.skip[0](skip))))
+    full.skip[1].conv2.weight.data.zero_(), full.skip[1].conv2.bias.data.zero_()
+    torch.testing.assert_close(full(x, skip), light(x, skip))               # a silent block leaves the light one
+    assert Refine(4, 0, 4, block=True).skip is None
+
+
 # ---- encoders ------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("widths", [(4,), (4, 6), (3, 5, 7), (2, 2, 2, 2)])
@@ -123,6 +135,24 @@ def test_a_decoder_ends_at_full_resolution(skips, use):
         if not use:
             assert torch.equal(out, net(noise(2, 6, h, w), [m + 1 for m in maps]))
     assert any("skip" in name for name, _ in net.named_parameters()) == (use and n > 0)
+
+
+@pytest.mark.parametrize("finest", [1, 2, 4])
+@pytest.mark.parametrize("use", [True, False])
+def test_stms_decoder_has_two_logits_and_ends_anywhere(finest, use):
+    torch.manual_seed(0)
+    net = MaskDecoder(6, (3, 5), 4, use, stm=True, finest=finest).double()
+    x, maps = noise(2, 6, 2, 3, dtype=torch.float64), [noise(2, c, 2 * s, 3 * s, dtype=torch.float64)
+                                                       for c, s in ((3, 4), (5, 2))]
+    y = net.enter(x)
+    for step, skip in zip(net.refine, maps[::-1]):
+        y = F.interpolate(y, scale_factor=2, mode="bilinear", align_corners=False)
+        y = step.merge(y + step.skip(skip) if use else y)
+    two = F.interpolate(net.leave(F.relu(y)), scale_factor=finest, mode="bilinear", align_corners=False)
+    assert two.shape == (2, 2, 8 * finest, 12 * finest)
+    torch.testing.assert_close(net(x, maps).sigmoid(), two.softmax(1)[:, 1])
+    one = MaskDecoder(6, (3, 5), 4, use)
+    assert (len(one.leave.weight), len(net.leave.weight)) == (1, 2) and one.finest == 2
 
 
 @pytest.mark.parametrize("given", [0, 1, 3])
