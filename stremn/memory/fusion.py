@@ -156,7 +156,7 @@ class FeatureBank(MemoryBank):
         "Decide on projections which slot is replaced; arguments as in `MemoryBank.choose`."
         return super().choose(None if memory is None else self.project(memory), self.project(template), *args, **kwargs)
 
-# %% ../../nbs/26_memory.fusion.ipynb #6a9548ab
+# %% ../../nbs/26_memory.fusion.ipynb #e1f0868d
 class FusionBank(FeatureBank):
     "A memory bank that fuses a template into others before it is deleted (Appendix B)."
     def __init__(self,
@@ -192,6 +192,7 @@ class FusionBank(FeatureBank):
             memory = self.merge(memory, decision.a.detach()>.5)
         return super().apply(memory, template, t, decision)
 
+# %% ../../nbs/26_memory.fusion.ipynb #08f456c3
 def with_fusion(
     bank:MemoryBank, # Any bank
     fusion:FusionConfig|None=None, # Choices of the fusion; None: the defaults
