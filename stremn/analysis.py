@@ -288,7 +288,7 @@ def auc_pairs(
     a,b = score[...,:,None],score[...,None,:]
     return (((a>b)+.5*(a==b))*pair).sum((-2, -1)),pair.sum((-2, -1))
 
-# %% ../nbs/61_analysis.ipynb #c379c024
+# %% ../nbs/61_analysis.ipynb #e3c7e28b
 def at_decisions(
     trace:Trace,
 )->tuple[Tensor,Tensor,Tensor]: # (N,T,K) age of each slot's template; overlap with the frame that asks; same mode?
@@ -320,6 +320,7 @@ def score_follows(
         out[k] = (won.sum(1)/pairs.sum(1)).tolist()
     return out | {f"{k}_same_mode":_mean(spearman(within, v)) for k,v in things.items()}
 
+# %% ../nbs/61_analysis.ipynb #84a9fec5
 def victims(
     trace:Trace,
 )->dict[str,list[float]]: # Name -> one number per clip: the share of decisions in which such a template went
@@ -403,7 +404,7 @@ def by_clip(
     found = {n:[r.clips[metric][n] for r in records if n in r.clips.get(metric, {})] for n in names}
     return {n:sum(v)/len(v) for n,v in found.items()}
 
-# %% ../nbs/61_analysis.ipynb #b90c0cc9
+# %% ../nbs/61_analysis.ipynb #a1de7eac
 def entries(
     frames:Tensor, # (T,K) long, frame in each slot after each step
 )->list[int]:      # (T,) slot that each frame went into; -1: not stored
@@ -425,6 +426,7 @@ def replay(
         out.append(list(held))
     return torch.tensor(out).reshape(-1, K)
 
+# %% ../nbs/61_analysis.ipynb #439e251f
 def timeline_record(
     name:str,              # Of the video; the record's name
     traces:dict[str,Trace],# Policy -> trace; the clip of this name in each
