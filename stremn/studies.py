@@ -4,16 +4,15 @@
 
 # %% auto #0
 __all__ = ['CLIP', 'BASE', 'ALONE', 'FINE', 'TABLE_1', 'RECIPES', 'SLOT_BYTES', 'BUDGET', 'LONG', 'SEEDS', 'STUDIES',
-           'FusionTraining', 'Recipe', 'recipes', 'FusionTask', 'task_of', 'weights_of', 'network_of', 'read_card',
-           'Row', 'studies', 'over_time', 'clips_of', 'measure_row', 'is_there', 'run_study']
+           'FusionTraining', 'Recipe', 'recipes', 'FusionTask', 'task_of', 'weights_of', 'network_of', 'Row', 'studies',
+           'over_time', 'clips_of', 'measure_row', 'is_there', 'run_study']
 
-# %% ../nbs/56_studies.ipynb #2e6cc4b0
+# %% ../nbs/56_studies.ipynb #6f62f75e
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -22,7 +21,7 @@ from .data.synthetic import ChameleonConfig
 from .measure import ORACLE, UNBOUNDED, TinyProtocol, held_out, measure
 from .memory.fusion import FusionConfig, with_fusion
 from .memory.rules import RULES
-from .models.hub import load, read_file
+from .models.hub import header_field, load, read_file
 from .models.vos import VOSConfig, VOSModel
 from .train import ChameleonTask, ChameleonTraining, FitConfig, Stage, fit
 
@@ -62,7 +61,7 @@ def recipes()->dict[str,Recipe]: # name -> recipe
 
 RECIPES = recipes()
 
-# %% ../nbs/56_studies.ipynb #46c55de8
+# %% ../nbs/56_studies.ipynb #c9b7d791
 class FusionTask(ChameleonTask):
     "Learn with the fusion module; how far its gate opens goes into the log."
     def build(self)->VOSModel:
@@ -107,17 +106,10 @@ def network_of(
     if not isinstance(training, FusionTraining): return load(path)
     network = VOSModel(training.model)
     network.bank = with_fusion(network.bank, training.fusion)
-    network.load_state_dict(read_file(Path(path), "weights of a fusion run")[0])
-    network.card = {"config":read_card(path)}
+    tensors,about = read_file(Path(path), "weights of a fusion run")
+    network.load_state_dict(tensors)
+    network.card = header_field(about, "card", path)
     return network.eval()
-
-# %% ../nbs/56_studies.ipynb #5e2525ee
-def read_card(
-    path:Path|str, # Weights file of a run
-)->dict:           # The config it was trained with
-    "The training config from the card beside the weights."
-    import json
-    return json.loads(Path(path).with_name("card.json").read_text(encoding="utf-8"))["config"]
 
 # %% ../nbs/56_studies.ipynb #a4935b89
 @dataclass(frozen=True)
@@ -202,21 +194,22 @@ def is_there(
     found = Record.load(path).config
     return all(found.get(k)==v for k,v in wanted.items())
 
-# %% ../nbs/56_studies.ipynb #808195e6
+# %% ../nbs/56_studies.ipynb #9d59b46c
 def run_study(
     study:str,                    # Key of `STUDIES`
     out:Path|str,                 # Folder of the records of all studies
     runs:Path|str="runs",         # Folder of all training runs
     seeds:Iterable[int]=SEEDS,    # Of weights and lots
-    only:Sequence[str]|None=None, # Names of rows; None: all
+    only:Sequence[str]|None=None, # Names of rows, of this study or others; None: all
     progress:bool=True,           # Show bars?
+    again:bool=False,             # Measure rows that have a record, too
 )->list[Record]:                  # Of the study, those measured now
     "Measure every row of a study that has no record yet, training what it needs; stop and start it as you like."
     check(study in STUDIES, f"unknown study {study!r}: expected one of {', '.join(STUDIES)}")
-    names = [row.name for row in STUDIES[study]]
-    check(only is None or set(only)<=set(names), f"rows: expected some of {', '.join(names)}, found {only}")
+    known = {row.name for rows in STUDIES.values() for row in rows}
+    check(only is None or set(only)<=known, f"rows: expected some of {', '.join(sorted(known))}, found {only}")
     todo = [(row, seed) for seed in seeds for row in STUDIES[study]
-            if (only is None or row.name in only) and not is_there(study, row, seed, out)]
+            if (only is None or row.name in only) and (again or not is_there(study, row, seed, out))]
     made,have,model = [],None,None
     for row,seed in (bar := tqdm(todo, desc=study, disable=not progress, unit="record")):
         bar.set_postfix_str(f"{row.name}, seed {seed}")

@@ -5,13 +5,12 @@ import numpy as np
 import pytest
 import torch
 
-from stremn.core import Record, StremnError
+from stremn.core import Record
+from stremn.data.clips import Clip
 from stremn.data.synthetic import ChameleonConfig, chameleon_batch
 from stremn.infer import VideoSegmenter
-from stremn.measure import (POLICIES, UNBOUNDED, TinyProtocol, against_stored, draw, frame_scores, held_out, measure,
-                            reproduce, smooth, write_report)
-from stremn.memory.rules import RULES
-from stremn.models.hub import save_weights
+from stremn.measure import ORACLE, POLICIES, UNBOUNDED, TinyProtocol, frame_scores, held_out, measure, oracle, smooth
+from stremn.memory.rules import RULES, Request
 from test_infer import network, refused
 
 CLIP = ChameleonConfig(frames=10, size=32, modes=2, stay=(1, 2), fade=1, lookalikes=1)
@@ -29,7 +28,7 @@ def clips():
 
 def by_hand(model, clip, policy, slots, seed=0):
     "Stream one clip, count pixels; first and last frame left out."
-    segmenter, out = VideoSegmenter(model, policy, slots, seed=seed), []
+    segmenter, out = VideoSegmenter(model, oracle([clip]) if policy == ORACLE else policy, slots, seed=seed), []
     for t, frame in enumerate(clip.frames):
         said = segmenter.step(frame, clip.masks[0] if t == 0 else None).numpy() == 1
         true = clip.masks[t].numpy() == 1
@@ -52,7 +51,7 @@ def test_frame_scores_equal_an_independent_loop(model, clips, policy):
 
 
 def test_policies_are_the_rules_and_the_unbounded_memory():
-    assert POLICIES == (UNBOUNDED, *RULES) and UNBOUNDED not in RULES
+    assert POLICIES == (UNBOUNDED, ORACLE, *RULES) and not {UNBOUNDED, ORACLE} & set(RULES)
 
 
 def test_lots_depend_on_the_seed_alone(model, clips):
@@ -109,13 +108,6 @@ def test_a_measurement_is_a_record_with_its_origin(model, clips, tmp_path):
     assert Record.load(record.save(tmp_path)) == record
 
 
-# ---------------------------------------------------------------- report
-def made(name, values, **config):
-    each = {f"clip-{i}": v for i, v in enumerate(values)}
-    c = {"protocol": "tiny", "clips": len(values), "slots": 4, "weights": "w", "clip": {"frames": 60}, **config}
-    return Record(name, {"J": sum(values) / len(values)}, c, 0, 1., clips={"J": each})
-
-
 def test_smooth_by_hand():
     assert smooth([1., 2., 3., 4.], 3) == ([2, 3], [2., 3.])
     assert smooth([5., 7.], 1) == ([1, 2], [5., 7.]) and smooth([1., 2.], 3) == ([], [])
@@ -123,59 +115,43 @@ def test_smooth_by_hand():
         refused("odd", smooth, [1., 2.], bad)
 
 
-def test_the_report_says_what_was_found():
-    records = [made(UNBOUNDED, [.8, .9]), made("oldest", [.5, .6]), made("learned", [.6, .7])]
-    text = write_report(records, None, {"steps": 1550}, 12.)
-    assert "worst bounded policy (oldest): +0.300 [+0.300, +0.300]" in text
-    assert "1550 steps" in text and "2 held-out" in text and "stored" not in text
-    for name in (UNBOUNDED, "oldest", "learned"):
-        assert f"| {name} |" in text
+# ---------------------------------------------------------------- the oracle
+def needed_last(modes, held, t):
+    "Belady by hand: useless, then doubled (the older), then needed last; frame 0 is pinned."
+    return max((f for f in held if f != 0), key=lambda f: rank_of(modes, held, t, f))
 
 
-def test_only_equal_configs_are_compared():
-    now = [made("oldest", [.5, .6]), made("learned", [.6, .7])]
-    then = [made("oldest", [.5, .5]), made("learned", [.6, .7], slots=6), made("newest", [.1, .1])]
-    lines = against_stored(now, then)[-2:]
-    assert lines == ["| oldest | 0.5000 | 0.5500 | +0.0500 |", "| learned | none with this config | 0.6500 |  |"]
+def test_the_oracle_is_belady():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        T, n = 30, int(rng.integers(2, 6))
+        modes, t = rng.integers(-1, 4, T), int(rng.integers(n, T - 1))
+        held = [0, *sorted(rng.choice(np.arange(1, t), n - 1, replace=False).tolist())] if t > n else list(range(n))
+        clip = Clip(torch.zeros(T, 3, 1, 1), torch.zeros(T, 1, 1), "made", torch.tensor(modes)[:, None])
+        frames = torch.tensor([held])
+        a = oracle([clip])(Request(frames, frames > 0, t, t, None, None))
+        gone, wanted = frames[a > .5].item(), needed_last(modes, held, t)
+        assert a.sum() == 1 and (gone == wanted or rank_of(modes, held, t, gone) == rank_of(modes, held, t, wanted))
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    return save_weights(network(), tmp_path_factory.mktemp("w") / "small.safetensors", {"steps": 0})
+def rank_of(modes, held, t, f):
+    "How dispensable a frame is; equals may go in any order."
+    if modes[f] < 0:
+        return 2, 0
+    if modes[f] == modes[t] or sum(modes[g] == modes[f] for g in held) > 1:
+        return 1, t - f
+    return 0, next((u - t for u in range(t + 1, len(modes)) if modes[u] == modes[f]), len(modes))
 
 
-def test_reproducing_twice_gives_the_same_numbers(tmp_path, weights):
-    c = TinyProtocol(weights=str(weights), clips=2, slots=2, clip=CLIP)
-    first = reproduce(tmp_path / "a", tmp_path / "nowhere", c, progress=False)
-    again = reproduce(tmp_path / "b", first.parent / "records", c, progress=False)
-    assert sorted(p.name for p in again.parent.iterdir()) == ["over-time.png", "policies.png", "records", "report.md"]
-    assert sorted(p.name for p in (again.parent / "records").iterdir()) == sorted(f"{p}-s0.json" for p in POLICIES)
-    assert again.read_text().count("| +0.0000 |") == len(POLICIES) and "stored" not in first.read_text()
+def test_changes_of_the_bank_last_as_long_as_the_test(model, clips):
+    before = model.bank.config
+    held = frame_scores(model, clips, "reservoir", 3, latest="held")
+    assert model.bank.config is before and not torch.equal(held, frame_scores(model, clips, "reservoir", 3))
+    noisy = [frame_scores(model, clips, "learned", 3, seed, noise="always") for seed in (0, 1)]
+    assert not torch.equal(*noisy) and torch.equal(noisy[0], frame_scores(model, clips, "learned", 3, 0, noise="always"))
 
 
-def test_a_report_is_of_a_finished_run(tmp_path, weights, monkeypatch):
-    "A run that breaks leaves no report, not even that of the run before it."
-    c = TinyProtocol(weights=str(weights), clips=1, slots=2, clip=replace(CLIP, frames=5))
-    report = reproduce(tmp_path / "a", None, c, progress=False)
-    assert report.exists()
-    monkeypatch.setattr("stremn.measure.draw", lambda *args: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError):
-        reproduce(tmp_path / "a", None, c, progress=False)
-    assert not report.exists()
-
-
-def test_what_cannot_be_reproduced_is_refused_before_it_is_measured(tmp_path, weights, monkeypatch):
-    refused("clips: expected 1 or more", reproduce, tmp_path / "a", None, TinyProtocol(clips=0))
-    refused("vos-giant", reproduce, tmp_path / "a", None, TinyProtocol(weights="vos-giant"))
-    (tmp_path / "file").write_text("")
-    refused("found a file", reproduce, tmp_path / "file", None, TinyProtocol(weights=str(weights)))
-    monkeypatch.setattr("stremn.measure.find_spec", lambda name: None)
-    refused("matplotlib", reproduce, tmp_path / "a", None, TinyProtocol(weights=str(weights)))
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]
-
-
-def test_short_curves_can_be_drawn(tmp_path):
-    draw(tmp_path, [made("oldest", [.5, .6])], {"oldest": [.5, .6, .7]})
-    assert (tmp_path / "over-time.png").stat().st_size > 1000
-    with pytest.raises(StremnError):
-        draw(tmp_path, [made("oldest", [.5])], {"oldest": [.5] * 9}, window=2)
+def test_only_the_first_frames_of_the_same_clips():
+    c = TinyProtocol(clips=2, clip=CLIP)
+    for whole, part in zip(held_out(c), held_out(replace(c, upto=4))):
+        assert part.frames.shape[0] == 4 and torch.equal(part.frames, whole.frames[:4]) and len(part.modes) == 4
