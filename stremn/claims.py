@@ -72,7 +72,7 @@ def equal(
     inside = -margin<=gap.lo and gap.hi<=margin
     return "reproduced" if inside else "not reproduced" if gap.lo>margin or gap.hi<-margin else "undecided"
 
-# %% ../nbs/57_claims.ipynb #556e204b
+# %% ../nbs/57_claims.ipynb #1260645e
 def table_claims(
     root:Path|str, # Folder of the records of all studies
 )->list[Claim]:
@@ -80,10 +80,11 @@ def table_claims(
     swapped,alone = rows_of_study(root, "t1-swapped"),rows_of_study(root, "t1-retrained")
     slots,fusion,out = rows_of_study(root, "t2-slots"),rows_of_study(root, "t6-fusion"),[]
     page = "tables/t1_update_rules.ipynb"
+    fair = (*RIVALS, "reservoir_held")                                       # rule D with the latest frame kept
     for rows,this,how in ((swapped, "learned", "one set of weights"),
                           (alone, "learned", "weights trained for each rule"),
                           (alone, "learned_scale", "trained for each rule, learned score scale")):
-        rival,gap,word = beats_all(rows, this)
+        rival,gap,word = beats_all(rows, this, fair if rows is swapped else RIVALS)
         out.append(Claim("learned update beats rules A–F (Table 1)",
                          f"learned − {rival or 'closest rule'}; {how}", gap, word, page))
     for this,that,says in (("learned-K06", "learned-K03", "more slots help (Table 2)"),

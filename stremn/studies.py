@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['CLIP', 'BASE', 'ALONE', 'FINE', 'TABLE_1', 'RECIPES', 'SLOT_BYTES', 'BUDGET', 'LONG', 'SEEDS', 'STUDIES',
            'FusionTraining', 'Recipe', 'recipes', 'FusionTask', 'task_of', 'weights_of', 'network_of', 'Row', 'studies',
-           'over_time', 'clips_of', 'measure_row', 'is_there', 'run_study']
+           'over_time', 'openness', 'clips_of', 'measure_row', 'is_there', 'run_study']
 
-# %% ../nbs/56_studies.ipynb #6f62f75e
+# %% ../nbs/56_studies.ipynb #7db4ec8f
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -23,7 +23,7 @@ from .memory.fusion import FusionConfig, with_fusion
 from .memory.rules import RULES
 from .models.hub import header_field, load, read_file
 from .models.vos import VOSConfig, VOSModel
-from .train import ChameleonTask, ChameleonTraining, FitConfig, Stage, fit
+from .train import ChameleonTask, ChameleonTraining, FitConfig, Stage, fit, read_log
 
 # %% ../nbs/56_studies.ipynb #ce6625d4
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def studies()->dict[str,tuple[Row,...]]: # name -> rows
 
 STUDIES = studies()
 
-# %% ../nbs/56_studies.ipynb #5da25250
+# %% ../nbs/56_studies.ipynb #ffdf1254
 def over_time(
     scores:Tensor,      # (N,T) J of frames 1, 2, ...
     names:Sequence[str],# Of the N clips
@@ -161,6 +161,15 @@ def over_time(
     "J in stretches of a long video."
     parts = scores.split(width, 1)
     return {f"J@{1+i*width:04}":{n:float(v) for n,v in zip(names, part.mean(1))} for i,part in enumerate(parts)}
+
+def openness(
+    folder:Path|str, # Of a fusion run
+    width:int=10,    # Steps averaged
+)->dict[str,dict]:   # "open" -> first step -> mean openness of the blend gate from there on
+    "How far the gate stood open while it was trained."
+    values = [v for v in read_log(folder).get("open", []) if v is not None]
+    parts = [values[i:i+width] for i in range(0, len(values), width)]
+    return {"open":{f"{i*width:04}":sum(p)/len(p) for i,p in enumerate(parts)}}
 
 @cache
 def clips_of(test:TinyProtocol)->list: # clips
@@ -194,7 +203,7 @@ def is_there(
     found = Record.load(path).config
     return all(found.get(k)==v for k,v in wanted.items())
 
-# %% ../nbs/56_studies.ipynb #9d59b46c
+# %% ../nbs/56_studies.ipynb #8de5a3e3
 def run_study(
     study:str,                    # Key of `STUDIES`
     out:Path|str,                 # Folder of the records of all studies
@@ -214,6 +223,9 @@ def run_study(
     for row,seed in (bar := tqdm(todo, desc=study, disable=not progress, unit="record")):
         bar.set_postfix_str(f"{row.name}, seed {seed}")
         if (row.recipe, seed)!=have: model,have = network_of(row.recipe, seed, runs, progress),(row.recipe, seed)
-        made.append(measure_row(study, row, seed, model))
+        record = measure_row(study, row, seed, model)
+        if isinstance(RECIPES[row.recipe].training, FusionTraining) and row.fusing:
+            record = replace(record, clips=record.clips | openness(Path(runs)/f"{row.recipe}-s{seed}"))
+        made.append(record)
         made[-1].save(Path(out)/study)
     return made
