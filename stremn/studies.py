@@ -45,13 +45,14 @@ ALONE = replace(BASE, slots=(4,), stages=(Stage(60, 4, CLIP(frames=10, stay=(1, 
 FINE = FitConfig(lr=1e-3, warmup=10, decay_from=.3, save_every=30)
 TABLE_1 = ("oldest", "newest", "random", "reservoir", "first_last", "most_similar", "learned") # A-F and ours
 
-# %% ../nbs/56_studies.ipynb #82505c9c
+# %% ../nbs/56_studies.ipynb #064ad5ea
 def recipes()->dict[str,Recipe]: # name -> recipe
     "All recipes of the studies, by name."
     c = VOSConfig()
     scaled = replace(c, bank=replace(c.bank, beta=10., learn_beta=True))
     fused = {"least":FusionConfig(target="least_similar"), "most":FusionConfig(target="most_similar"),
-             "all":FusionConfig(target="all"), "least-supplement":FusionConfig(printing="supplement")}
+             "all":FusionConfig(target="all"), "least-scaled":FusionConfig(scale=10.),
+             "least-supplement":FusionConfig(printing="supplement")}
     made = {"mixed":Recipe(), "base":Recipe(BASE)}
     made |= {f"only-{rule}":Recipe(replace(ALONE, policies=(rule,)), FINE, "base") for rule in TABLE_1}
     made["only-learned_scale"] = Recipe(replace(ALONE, policies=("learned",), model=scaled), FINE, "base")
@@ -125,7 +126,7 @@ BUDGET = 32*2**20               # Bytes of memory that a long video may use
 LONG = TinyProtocol(clips=4, first=2_000_000, clip=CLIP(frames=1000))
 SEEDS = range(5)
 
-# %% ../nbs/56_studies.ipynb #50552590
+# %% ../nbs/56_studies.ipynb #308002a2
 def studies()->dict[str,tuple[Row,...]]: # name -> rows
     "All studies, by name."
     t = TinyProtocol()
@@ -139,7 +140,7 @@ def studies()->dict[str,tuple[Row,...]]: # name -> rows
               Row("learned_scale_noisy", "only-learned_scale", replace(t, noise="always"))]
     slots = [Row(f"learned-K{k:02}", test=replace(t, slots=k)) for k in (2, 3, 4, 5, 6, 7, 10, 16)]
     slots += [Row(f"oldest-K{k:02}", test=replace(t, policy="oldest", slots=k)) for k in (3, 6, 16)]
-    queue,kinds = replace(t, policy="oldest"),("least", "most", "all", "least-supplement")
+    queue,kinds = replace(t, policy="oldest"),("least", "least-scaled", "most", "all", "least-supplement")
     fusion = [Row("retrained_without", "only-oldest", queue)]
     for k in kinds: fusion += [Row(f"{k}_with", f"fusion-{k}", queue), Row(f"{k}_removed", f"fusion-{k}", queue, False)]
     few = replace(LONG, policy="oldest", clips=2)
