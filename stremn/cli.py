@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Name', 'Count', 'Flag', 'STUDIES_OF', 'Command', 'no_traces', 'Memory', 'check_mask', 'Segment', 'Evaluate', 'Train',
-           'Data', 'Models', 'stored_records', 'Table', 'Reproduce', 'parse', 'run', 'main']
+           'Data', 'Models', 'stored_records', 'Table', 'Reproduce', 'Bench', 'parse', 'run', 'main']
 
 # %% ../nbs/63_cli.ipynb #13cd9b98
 import os
@@ -259,7 +259,7 @@ class Table:
             check((out/study).is_dir(), f"{out/study}: expected records, found none; measure them with --run")
             print(f"\n{study}\n\n{policy_table([r for r in load_records(out/study) if r.seed<self.seeds])}")
 
-# %% ../nbs/63_cli.ipynb #b15a3592
+# %% ../nbs/63_cli.ipynb #2053f331
 @dataclass
 class Reproduce:
     "Measure Tables 1 and 2 again from the shipped weights, at the tiny protocol, and compare with the stored records."
@@ -279,11 +279,32 @@ class Reproduce:
         print(report.read_text())
         print(f"Look at {report} and the figures beside it.")
 
-# %% ../nbs/63_cli.ipynb #3615c927
+@dataclass
+class Bench:
+    "Measure what a frame costs: STM's growing memory and slots side by side, in operations, seconds and bytes."
+    out:Path = Path("bench")
+    "Folder to make: report.md, figures, records."
+    quick:Flag = False
+    "Seconds instead of minutes: the shipped weights on small frames, few rounds."
+    networks:Annotated[tuple[Literal["tiny", "paper"],...], tyro.conf.arg(metavar="NAME ...")] = ("tiny", "paper")
+    "tiny: the shipped weights; paper: ResNet-50 at 480 x 854."
+    device:Literal["auto", "cpu", "cuda"] = "cpu"
+    "Where to compute; auto takes a GPU if there is one."
+    quiet:Flag = False
+    "No progress bar."
+
+    def run(self)->None:
+        "Measure, print the report, and say where to look."
+        from stremn.complexity import bench
+        with no_traces(self.out): report = bench(self.out, self.quick, self.device, self.networks, None, not self.quiet)
+        print(report.read_text())
+        print(f"Look at {report} and the figures beside it.")
+
+# %% ../nbs/63_cli.ipynb #7748c010
 _as = tyro.conf.subcommand
 Command = Annotated[Segment, _as("segment")] | Annotated[Evaluate, _as("evaluate")] | Annotated[Train, _as("train")] | \
     Annotated[Data, _as("data")] | Annotated[Models, _as("models")] | Annotated[Table, _as("table")] | \
-    Annotated[Reproduce, _as("reproduce")]
+    Annotated[Reproduce, _as("reproduce")] | Annotated[Bench, _as("bench")]
 
 def parse(
     words:Sequence[str], # Of the command line
