@@ -375,13 +375,14 @@ def take_turns(
             del made
     return out
 
-# %% ../nbs/60_complexity.ipynb #843ea453
+# %% ../nbs/60_complexity.ipynb #a9c7f3dd
 @torch.no_grad()
 def peak_bytes(
     f:Callable,          # What to run
-    device:torch.device=torch.device("cpu"), # Where the work is done
+    device:torch.device|str="cpu", # Where the work is done
 )->int:                  # Highest sum of bytes allocated during the run and not yet released
     "How much memory `f` needs beside what was there before."
+    device = torch.device(device)
     if device.type=="cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
