@@ -607,14 +607,14 @@ def speedups(
     missing = [n for n in expected if n not in [r.name for r in records]]
     return "\n".join(lines+[f"| {n} | | | | | | | {verdict(None)} |" for n in missing])
 
-# %% ../nbs/60_complexity.ipynb #4065fa79
+# %% ../nbs/60_complexity.ipynb #70f895f6
 def draw_costs(
     record:Record, # From `measure_costs`
 ):                 # -> Figure; three axes: operations, seconds, bytes over T, both scales logarithmic
     "Cost of the memory for one frame against its index, with the crossings marked."
     from matplotlib.figure import Figure
     from stremn.viz import FAINT, INK, colour
-    fig,found = Figure(figsize=(9.6, 2.9), dpi=80, layout="constrained"),{(w, m):x for w,m,x in crossings(record)}
+    fig,found = Figure(figsize=(9.6, 3.1), dpi=80, layout="constrained"),{(w, m):x for w,m,x in crossings(record)}
     panels = {"flops":("Gflop", 1e9, "operations"), "seconds":("seconds", 1, "seconds"),
               "peak":("MB", 1e6, "bytes at the peak")}
     for ax,(what,(unit,scale,title)) in zip(fig.subplots(1, 3), panels.items()):
@@ -630,7 +630,8 @@ def draw_costs(
             title += f": cheaper from {x.mean:.0f}{ends}"
         ax.set(xscale="log", yscale="log", xlabel="frame T", ylabel=unit)
         ax.set_title(title, fontsize=9)
-    fig.axes[0].legend(frameon=False, fontsize=7)
+    handles,names = fig.axes[0].get_legend_handles_labels()
+    fig.legend(handles, names, loc="outside lower center", ncols=5, frameon=False, fontsize=8)
     return fig
 
 # %% ../nbs/60_complexity.ipynb #8522930f
