@@ -235,7 +235,7 @@ def disagreements(
     "Printed means that rounding does not explain."
     return [c for t in (TABLES if tables is None else tables).values() for c in printed_means(t) if not c.agrees]
 
-# %% ../nbs/02_paper.ipynb #9b3f3f57
+# %% ../nbs/02_paper.ipynb #85c31a33
 class Equation(NamedTuple):
     "A numbered equation and the function that computes it."
     number:int  # As printed in the main paper
@@ -251,13 +251,13 @@ EQUATIONS:dict[int,Equation] = {e.number:e for e in (
     Equation(3, "softmax of scores plus Gumbel noise over a temperature", "3.2", "stremn.memory.select.gumbel_select"),
     Equation(4, "overwrite the chosen slot", "3.2", "stremn.memory.update.write"),
     Equation(5, "attention read over all memory pixels", "3.3", "stremn.memory.read.read"),
-    Equation(6, "align one slot with another", "B", "stremn.memory.fusion", False),
-    Equation(7, "feature alignment by attention", "B", "stremn.memory.fusion", False),
-    Equation(8, "input gate of the deleted slot", "B", "stremn.memory.fusion", False),
-    Equation(9, "what passes the input gate", "B", "stremn.memory.fusion", False),
-    Equation(10, "align the gated slot with its target", "B", "stremn.memory.fusion", False),
-    Equation(11, "blend gate", "B", "stremn.memory.fusion", False),
-    Equation(12, "blended slot", "B", "stremn.memory.fusion", False))}
+    Equation(6, "align one slot with another", "B", "stremn.memory.fusion.fam"),
+    Equation(7, "feature alignment by attention", "B", "stremn.memory.fusion.fam"),
+    Equation(8, "input gate of the deleted slot", "B", "stremn.memory.fusion.fuse"),
+    Equation(9, "what passes the input gate", "B", "stremn.memory.fusion.fuse"),
+    Equation(10, "align the gated slot with its target", "B", "stremn.memory.fusion.fuse"),
+    Equation(11, "blend gate", "B", "stremn.memory.fusion.fuse"),
+    Equation(12, "blended slot", "B", "stremn.memory.fusion.fuse"))}
 
 class Index(tuple):
     "Rows that show themselves as a table."
@@ -401,7 +401,7 @@ RULE_NOTES_2 = (
         "because it then learns from little data.",
         "`MemoryBank(similarity=\"l2\", shared_keys=True, top_k=)`."),)
 
-# %% ../nbs/02_paper.ipynb #6cbde795
+# %% ../nbs/02_paper.ipynb #84918988
 VOS_NOTES_1 = (
     ReadingNote("decoder-skips", "Secs. 3.3 and 4.1.1",
         "the decoder has no connections from the encoder; elsewhere, it is the decoder of STM, which has them.",
@@ -429,13 +429,13 @@ VOS_NOTES_1 = (
         "batch normalisation in ResNet-50 is replaced by group normalisation.",
         "number of groups, and where pre-trained weights come from: those trained with batch normalisation no "
         "longer fit.",
-        "decided for the full-size encoder: 32 groups and weights trained with group normalisation.",
-        "comes with the full-size encoder (notebook 31)."),
+        "use 32 groups and weights trained with group normalisation.",
+        "`VOSConfig(norm=\"frozen\")`, notebook 33."),
     ReadingNote("aspp", "Sec. 4.1.3",
         "an ASPP layer sits on what is called the memory-decoded map.",
         "its rates, its width, and which map is meant.",
-        "decided: between the memory read and the decoder, rates 6, 12, 18 and a pooled branch.",
-        "comes with the full-size decoder (notebook 32)."),)
+        "put it between the memory read and the decoder, with rates 6, 12, 18 and a pooled branch.",
+        "`VOSConfig(aspp_rates=...)`, notebook 34."),)
 
 # %% ../nbs/02_paper.ipynb #6460dd99
 VOS_NOTES_2 = (
@@ -531,19 +531,19 @@ RESULT_NOTES_1 = (
         "place 76.7 first, leave the other empty, and draw no conclusion from the table.",
         "nothing; the row without a number is `None`."),)
 
-# %% ../nbs/02_paper.ipynb #f3540cdd
+# %% ../nbs/02_paper.ipynb #de7fafd4
 RESULT_NOTES_2 = (
-    ReadingNote("fusion-formulas", "App. B, Eqs. 6, 8, 10, 11",
-        "Eq. 6 aligns a slot with itself; the separate supplement prints other indices in its copies of Eqs. 8, 10 "
-        "and 11.",
-        "which indices are meant. A slot aligned with itself would make the module pointless.",
-        "decided: align the deleted slot with its target.",
-        "comes with notebook 26."),
+    ReadingNote("fusion-formulas", "App. B, Eqs. 8, 10, 11",
+        "which map the input filter sees, which one asks in the second alignment, and which one the blend gate sees; the "
+        "separate supplement prints other indices in its copies of these three equations.",
+        "which printing was run. Eq. 6, the same in both, aligns a slot with itself.",
+        "follow the main text as printed, and measure the other.",
+        "`printing=` of `FusionConfig`: main, supplement or mended."),
     ReadingNote("no-speed", "App. A",
-        "linear speed-up in the big-O sense.",
+        "linear speed-up in the big-O sense, and a memory that is faster beyond 50 frames.",
         "any measured time or memory: none is printed.",
-        "measure both.",
-        "comes with notebook 60; notebook 24 counts operations."),)
+        "count operations exactly and measure both, side by side in one run.",
+        "the sizes of notebook 60; `stremn bench`."),)
 
 # %% ../nbs/02_paper.ipynb #b5e94ea8
 READING_NOTES:list[ReadingNote] = [
