@@ -147,15 +147,15 @@ def cost_claims(
                          frame, word, "60_complexity.ipynb", ".0f"))
     return out
 
-# %% ../nbs/62_claims.ipynb #4bb92190
+# %% ../nbs/62_claims.ipynb #943ac995
 def claims_table(
     claims:Sequence[Claim], # What was tested
     nbs:str="",             # Way from the page that shows it to `nbs/`, for the links
 )->str:                     # Markdown
     "One line a claim."
     def cells(i, form): return ("", "") if i is None else (f"{i.mean:{form}}", f"[{i.lo:{form}}, {i.hi:{form}}]")
-    rows = [f"| {c.says} | {c.tested} | {' | '.join(cells(c.interval, c.form))} | **{c.verdict}** | [page]({nbs}{c.page}) |"
-            for c in claims]
+    rows = [f"| {c.says} | {c.tested} | {' | '.join(cells(c.interval, c.form))} | **{c.verdict}** | "
+            f"[page]({nbs}{c.page}) |" for c in claims]
     return "\n".join(["| the paper says | tested | difference | 95 % interval | verdict | |",
                       "|:--|:--|--:|:-:|:--|:--|", *rows])
 

@@ -531,11 +531,11 @@ RESULT_NOTES_1 = (
         "place 76.7 first, leave the other empty, and draw no conclusion from the table.",
         "nothing; the row without a number is `None`."),)
 
-# %% ../nbs/02_paper.ipynb #de7fafd4
+# %% ../nbs/02_paper.ipynb #0df985d4
 RESULT_NOTES_2 = (
     ReadingNote("fusion-formulas", "App. B, Eqs. 8, 10, 11",
-        "which map the input filter sees, which one asks in the second alignment, and which one the blend gate sees; the "
-        "separate supplement prints other indices in its copies of these three equations.",
+        "which map the input filter sees, which one asks in the second alignment, and which one the blend gate "
+        "sees; the separate supplement prints other indices in its copies of these three equations.",
         "which printing was run. Eq. 6, the same in both, aligns a slot with itself.",
         "follow the main text as printed, and measure the other.",
         "`printing=` of `FusionConfig`: main, supplement or mended."),

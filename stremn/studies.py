@@ -62,7 +62,7 @@ def recipes()->dict[str,Recipe]: # name -> recipe
 
 RECIPES = recipes()
 
-# %% ../nbs/56_studies.ipynb #c9b7d791
+# %% ../nbs/56_studies.ipynb #c518101f
 class FusionTask(ChameleonTask):
     "Learn with the fusion module; how far its gate opens goes into the log."
     def build(self)->VOSModel:
@@ -82,6 +82,7 @@ def task_of(
     "The task of a recipe."
     return (FusionTask if isinstance(recipe.training, FusionTraining) else ChameleonTask)(recipe.training, start)
 
+# %% ../nbs/56_studies.ipynb #8a37aab0
 def weights_of(
     name:str,            # Key of `RECIPES`
     seed:int,            # Of the training run
@@ -153,7 +154,7 @@ def studies()->dict[str,tuple[Row,...]]: # name -> rows
 
 STUDIES = studies()
 
-# %% ../nbs/56_studies.ipynb #ffdf1254
+# %% ../nbs/56_studies.ipynb #22bd5008
 def over_time(
     scores:Tensor,      # (N,T) J of frames 1, 2, ...
     names:Sequence[str],# Of the N clips
@@ -172,6 +173,7 @@ def openness(
     parts = [values[i:i+width] for i in range(0, len(values), width)]
     return {"open":{f"{i*width:04}":sum(p)/len(p) for i,p in enumerate(parts)}}
 
+# %% ../nbs/56_studies.ipynb #075c666f
 @cache
 def clips_of(test:TinyProtocol)->list: # clips
     "The clips of a test; kept, as many rows share them."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FREE', 'Task', 'FitConfig', 'learning_rate', 'save_checkpoint', 'differences', 'load_checkpoint', 'steps_taken',
            'read_rows', 'Log', 'read_log', 'Steps', 'new_accelerator', 'open_folder', 'Run', 'take_step', 'take_steps',
-           'fit', 'finish', 'Stage', 'ChameleonTraining', 'shorten', 'ChameleonTask']
+           'fit', 'finish', 'Stage', 'ChameleonTraining', 'shorten', 'begin_with', 'ChameleonTask']
 
 # %% ../nbs/53_train.ipynb #e18ab7ca
 import json
@@ -387,23 +387,28 @@ def shorten(
     share = steps/sum(s.steps for s in config.stages)
     return replace(config, stages=tuple(replace(s, steps=max(1, round(s.steps*share))) for s in config.stages))
 
-# %% ../nbs/53_train.ipynb #6bbac1d1
+# %% ../nbs/53_train.ipynb #de9a3346
+def begin_with(
+    network:VOSModel,    # With random weights; changed in place
+    start:str|Path|None, # Weights to go on from: what `load` accepts; None: random ones
+)->VOSModel:             # The same network
+    "First weights of a run."
+    if start is None: return network
+    weights = load(start).state_dict()
+    weights["bank.beta"] = network.bank.beta.detach()
+    network.load_state_dict(weights)
+    return network
+
+# %% ../nbs/53_train.ipynb #c8c81d73
 class ChameleonTask:
-    "Learn to segment Chameleon clips."
+    "Learn to segment Chameleon clips, from random weights or from those of another run."
     name = "vos"
 
-    def __init__(self,
-        config:ChameleonTraining=ChameleonTraining(), # What to learn from
-        start:str|Path|None=None,                     # Weights to go on from: what `load` accepts; None: random ones
-    ):
+    def __init__(self, config:ChameleonTraining=ChameleonTraining(), start:str|Path|None=None):
         self.config,self.start,self.steps = config,start,sum(s.steps for s in config.stages)
         self.origin = None if start is None else load(start).card.get("config")
 
-    def build(self)->VOSModel:
-        "The network; a second stage of training starts with the weights of the first."
-        network = VOSModel(self.config.model)
-        if self.start is not None: network.load_state_dict(load(self.start).state_dict())
-        return network
+    def build(self)->VOSModel: return begin_with(VOSModel(self.config.model), self.start)
 
     def stage(self, step:int)->Stage: # The stretch that `step` lies in
         "Find a step's place in the curriculum."

@@ -388,3 +388,17 @@ def test_two_processes_train_as_one_with_their_averaged_gradients(whole, tmp_pat
     assert max(float((finished[k] - one[k]).abs().max()) for k in one) > 1e-3         # other batches, other weights
     assert [r["step"] for r in rows(tmp_path / "stopped")] == list(range(STEPS))
     refused(lambda: go(tmp_path / "whole"), "processes: 2, now 1")
+
+
+def test_a_run_may_begin_with_the_weights_of_another_but_not_with_its_score_scale(tmp_path):
+    small = VOSConfig(widths=(4, 8), decoder_width=8, bank=BankConfig(
+        memory_channels=8, query_channels=8, key_channels=4, value_channels=4, update_channels=4, slots=2, shared_keys=True))
+    tiny = ChameleonTraining(model=small, stages=(Stage(1, 1, ChameleonConfig(frames=3, size=16)),))
+    first = fit(ChameleonTask(tiny), FitConfig(), tmp_path / "first", "cpu", progress=False)
+    scaled = replace(tiny, model=replace(small, bank=replace(small.bank, beta=10., learn_beta=True)))
+    task = ChameleonTask(scaled, first)
+    begun, before = task.build().state_dict(), load(first).state_dict()
+    assert begun["bank.beta"] == 10. and before["bank.beta"] == 1.
+    assert all(torch.equal(v, before[k]) for k, v in begun.items() if k != "bank.beta")
+    second = fit(task, FitConfig(), tmp_path / "second", "cpu", progress=False)
+    assert load(second).card["config"]["start"]["task"]["model"]["bank"]["beta"] == 1.
