@@ -194,7 +194,7 @@ def against_stored(
         lines.append(f"| {r.name} | {' | '.join(cells)} |")
     return lines
 
-# %% ../nbs/62_claims.ipynb #02985deb
+# %% ../nbs/62_claims.ipynb #ce0df121
 def write_report(
     measured:dict[str,list[Record]], # study -> its records, just measured
     stored:Path|str|None,            # Folder of the stored records of all studies
@@ -232,6 +232,7 @@ def reproduce(
     measured = {s:run_study(s, out/"records", seeds=[0], only=rows, progress=progress, again=True) for s in LIVE}
     measured = {study:records for study,records in measured.items() if records}
     check(measured, f"rows: expected some of a study, found {rows}")
+    out.mkdir(parents=True, exist_ok=True)
     figures = draw(out, {study:{r.name:[r] for r in records} for study,records in measured.items()})
     report.write_text(write_report(measured, stored, figures, time.perf_counter()-began), encoding="utf-8")
     return report

@@ -220,7 +220,7 @@ class Models:
             print(f"{name}  {sum(p.numel() for p in model.parameters()):,} weights  {made}")
         if not available(): print("no weights came with this copy of stremn; make some: stremn train vos --out run")
 
-# %% ../nbs/63_cli.ipynb #a6c97ef9
+# %% ../nbs/63_cli.ipynb #f2b43363
 STUDIES_OF = {"1":("t1-swapped", "t1-retrained"), "2":("t2-slots",), "6":("t6-fusion", "t6-long"), "long":("long",)}
 
 def stored_records()->Path: # nbs/results of a checkout; `results` in the current folder otherwise
@@ -237,7 +237,7 @@ class Table:
     "Table of the paper, or long: 1,000-frame videos."
     run_missing:Annotated[bool, tyro.conf.arg(name="run"), getattr(tyro.conf, "FlagCreatePairsOff", None)] = False
     "Train and measure what has no record; takes hours for all tables, may be stopped and started."
-    out:Path|None = None
+    out:Annotated[Path|None, tyro.conf.arg(metavar="DIR")] = None
     "Folder of the records; the default is the one this copy came with."
     runs:Path = Path("runs")
     "Folder of the training runs."

@@ -235,7 +235,7 @@ def disagreements(
     "Printed means that rounding does not explain."
     return [c for t in (TABLES if tables is None else tables).values() for c in printed_means(t) if not c.agrees]
 
-# %% ../nbs/02_paper.ipynb #85c31a33
+# %% ../nbs/02_paper.ipynb #482e93b4
 class Equation(NamedTuple):
     "A numbered equation and the function that computes it."
     number:int  # As printed in the main paper
@@ -251,7 +251,7 @@ EQUATIONS:dict[int,Equation] = {e.number:e for e in (
     Equation(3, "softmax of scores plus Gumbel noise over a temperature", "3.2", "stremn.memory.select.gumbel_select"),
     Equation(4, "overwrite the chosen slot", "3.2", "stremn.memory.update.write"),
     Equation(5, "attention read over all memory pixels", "3.3", "stremn.memory.read.read"),
-    Equation(6, "align one slot with another", "B", "stremn.memory.fusion.fam"),
+    Equation(6, "align one slot with another", "B", "stremn.memory.fusion.fuse"),
     Equation(7, "feature alignment by attention", "B", "stremn.memory.fusion.fam"),
     Equation(8, "input gate of the deleted slot", "B", "stremn.memory.fusion.fuse"),
     Equation(9, "what passes the input gate", "B", "stremn.memory.fusion.fuse"),

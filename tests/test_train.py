@@ -305,10 +305,10 @@ def test_stages_and_shorten():
 
 
 def test_the_tiny_protocol_teaches_the_choice():
-    "Its last stage reads several replacements of every bounded memory, and meets every rule."
+    "Its last stage reads several replacements of every bounded memory, and meets every rule of Table 1."
     c = ChameleonTraining()
     bounded = [k for k in c.slots if k < 20]
-    assert min(c.stages[-1].clip.frames - 1 - k for k in bounded) >= 3 and set(c.policies) == set(RULES)
+    assert min(c.stages[-1].clip.frames - 1 - k for k in bounded) >= 3 and set(c.policies) == set(RULES) - {"lfu", "ucb", "diversity"}
     assert max(c.slots) >= c.stages[-1].clip.frames                                    # and one memory never fills
 
 
