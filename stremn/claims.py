@@ -194,7 +194,7 @@ def against_stored(
         lines.append(f"| {r.name} | {' | '.join(cells)} |")
     return lines
 
-# %% ../nbs/62_claims.ipynb #ce0df121
+# %% ../nbs/62_claims.ipynb #5dd22ade
 def write_report(
     measured:dict[str,list[Record]], # study -> its records, just measured
     stored:Path|str|None,            # Folder of the stored records of all studies
@@ -217,6 +217,7 @@ def write_report(
         lines += ["", "## The claims, from the stored records of all seeds", "", claims_table(all_claims(stored))]
     return "\n".join(lines)+"\n"
 
+# %% ../nbs/62_claims.ipynb #f65c5417
 def reproduce(
     out:Path|str,                      # Folder to make: records, figures, report.md
     stored:Path|str|None=None,         # Folder of the stored records of all studies; None: no comparison
