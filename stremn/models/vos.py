@@ -6,7 +6,7 @@
 __all__ = ['Memories', 'VOSConfig', 'paper_vos', 'precise', 'aggregate', 'object_planes', 'View', 'rows_of', 'objects_in',
            'make_encoder', 'VOSParts', 'Looking', 'choose_without_padding', 'Remembering', 'VOSModel']
 
-# %% ../../nbs/40_models.vos.ipynb #622c6bb0
+# %% ../../nbs/40_models.vos.ipynb #79edc3eb
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -20,32 +20,33 @@ from ..memory.update import Memory, Template
 from ..nets.aspp import ASPP
 from ..nets.blocks import pad_to, unpad
 from ..nets.decoders import MaskDecoder
+from ..nets.efficientnet import LITE_WIDTHS, LiteEncoder, LiteMemoryEncoder
 from ..nets.encoders import TinyEncoder
 from ..nets.resnet import NORMS, WIDTHS, ResNetEncoder
 
-# %% ../../nbs/40_models.vos.ipynb #492f243a
+# %% ../../nbs/40_models.vos.ipynb #858c3e34
 @dataclass(frozen=True)
 class VOSConfig:
     "Everything that fixes a VOS network; saved with its weights."
     widths:tuple[int,...]=(24, 64) # Channels of the encoder stages, strides 2, 4, ...
-    decoder_width:int=32           # Channels inside the decoder
+    decoder_width:int|tuple[int,...]=32 # Channels inside the decoder; a tuple: at entry and after each refinement
     key_gain:float|None=6.         # Keys start orthogonal, times this: attention is less flat; None: torch's default
     skips:bool=True                # Skips from encoder to decoder: True as in STM, False as in the paper's Sec. 3.3
     bank:BankConfig=field(default_factory=lambda: BankConfig(
         memory_channels=64, query_channels=64, key_channels=32, value_channels=48, update_channels=32,
         slots=4, similarity="l2", shared_keys=True))
     test_side:int|None=96          # At test time frames are shrunk until their shorter side is this; None: never
-    encoder:str="tiny"             # "tiny", or a ResNet: "resnet18", "resnet50" (the paper's); it fixes the widths
+    encoder:str="tiny"             # "tiny", "lite0", or a ResNet: "resnet18", "resnet50" (the paper's)
     norm:str="group"               # In a ResNet: "group" normalisation (the paper's) or "frozen" batch normalisation
     aspp_rates:tuple[int,...]=()   # Dilations of an ASPP between read-out and decoder; none: no ASPP
     decoder:str="light"            # "light", or "stm": a residual block on each skip and two logits
 
     def __post_init__(self):
         check(len(self.widths)>0, "widths: expected the channels of at least one stage, found none")
-        for name,allowed in {"encoder":("tiny", *WIDTHS), "norm":tuple(NORMS), "decoder":("light", "stm")}.items():
+        for name,allowed in {"encoder":("tiny", "lite0", *WIDTHS), "norm":tuple(NORMS), "decoder":("light", "stm")}.items():
             check(getattr(self, name) in allowed,
                   f"{name}: expected one of {', '.join(allowed)}, found {getattr(self, name)!r}")
-        widths = WIDTHS.get(self.encoder, self.widths)
+        widths = (WIDTHS | {"lite0":(*LITE_WIDTHS, self.widths[-1])}).get(self.encoder, self.widths)
         check(self.widths==widths, f"widths: expected {widths} with {self.encoder}, found {self.widths}")
         for name in ("memory_channels", "query_channels"):
             found = getattr(self.bank, name)
@@ -111,13 +112,14 @@ def objects_in(
     check(all(r%videos==0 for r in rows), f"memories: expected rows for {videos} videos, found {rows}")
     return [r//videos for r in rows]
 
-# %% ../../nbs/40_models.vos.ipynb #d59fb425
+# %% ../../nbs/40_models.vos.ipynb #d36b67f4
 def make_encoder(
     config:VOSConfig, # Which encoder
     planes:int=0,     # Mask planes that come with the frame
 )->nn.Module:         # Frames to maps, finest first
     "The encoder a config asks for."
     if config.encoder=="tiny": return TinyEncoder(config.widths, planes)
+    if config.encoder=="lite0": return (LiteMemoryEncoder if planes else LiteEncoder)(config.widths[-1])
     return ResNetEncoder(config.encoder, planes, config.norm)
 
 class VOSParts(nn.Module):
@@ -132,11 +134,12 @@ class VOSParts(nn.Module):
         if config.key_gain is not None:
             for head in (self.bank.query_key, self.bank.memory_key):
                 if head is not None: nn.init.orthogonal_(head.weight, config.key_gain)
-        answer,finest = 2*config.bank.value_channels,2 if config.encoder=="tiny" else 4
-        self.aspp = ASPP(answer, config.decoder_width, config.aspp_rates) if config.aspp_rates else None
-        self.decoder = MaskDecoder(config.decoder_width if config.aspp_rates else answer, config.widths[:-1],
-                                   config.decoder_width, config.skips, config.decoder=="stm", finest)
-        self.stride = finest*2**(len(config.widths)-1)
+        answer,finest = 2*config.bank.value_channels,2 if config.encoder in ("tiny", "lite0") else 4
+        width = config.decoder_width
+        enter = answer if not config.aspp_rates else width if isinstance(width, int) else width[0]
+        self.aspp = ASPP(answer, enter, config.aspp_rates) if config.aspp_rates else None
+        self.decoder = MaskDecoder(enter, config.widths[:-1], width, config.skips, config.decoder=="stm", finest)
+        self.stride = 16 if config.encoder=="lite0" else finest*2**(len(config.widths)-1)
 
 # %% ../../nbs/40_models.vos.ipynb #61cd0e1e
 class Looking(VOSParts):
@@ -183,7 +186,7 @@ def choose_without_padding(
     index = torch.where(votes, place, first).flatten()                             # (V*O,)
     return Decision(*(None if x is None else x[index] for x in decision))
 
-# %% ../../nbs/40_models.vos.ipynb #49323093
+# %% ../../nbs/40_models.vos.ipynb #146ca0d1
 class Remembering(Looking):
     "Looking, and how a frame with its masks gets into memory."
     def remember(self,
@@ -208,7 +211,8 @@ class Remembering(Looking):
         for i,planes in enumerate(object_planes(masks, sizes)):
             memory,group = memories[i] if i<len(memories) else None,rows_of(V, sizes[i], masks.device)
             x = torch.cat([view.frame[group], planes], 1)                          # (B,5,H',W')
-            template = self.bank.template(self.memory_encoder(x)[-1], view.maps[-1], group)
+            seen = (view.maps[-1][group],) if getattr(self.memory_encoder, "uses_query", False) else ()
+            template = self.bank.template(self.memory_encoder(x, *seen)[-1], view.maps[-1], group)
             decisions.append(choose_without_padding(self.bank, memory, template, t, group, real[i], generator))
             after.append(self.bank.apply(memory, template, t, decisions[-1]))
         return tuple(after),decisions

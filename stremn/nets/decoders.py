@@ -14,22 +14,26 @@ from torch import Tensor, nn
 from ..core import check
 from .blocks import Refine, ResBlock
 
-# %% ../../nbs/32_nets.decoders.ipynb #1219665a
+# %% ../../nbs/32_nets.decoders.ipynb #7c83bf78
 class MaskDecoder(nn.Module):
     "STM's decoder at any depth: one residual block, a refinement for each skip, one logit per pixel."
     def __init__(self,
         inp:int,             # Channels of the read-out, 2*Dv
         skips:Sequence[int], # Channels of the encoder maps finer than the read-out, finest first
-        width:int=64,        # Channels inside
+        width:int|Sequence[int]=64, # Channels inside; or those at entry and after each refinement, coarsest first
         use_skips:bool=True, # False: receive the encoder only through the memory (the paper's sentence in Sec. 3.3)
         stm:bool=False,      # STM to the letter: a residual block on each skip, and two logits instead of one
         finest:int=2,        # Stride of the finest map, which the last enlargement undoes; 4 with a ResNet
     ):
         super().__init__()
         self.use_skips,self.finest = use_skips,finest
-        self.enter = nn.Sequential(nn.Conv2d(inp, width, 3, padding=1), ResBlock(width, width))
-        self.refine = nn.ModuleList([Refine(width, s if use_skips else 0, width, stm) for s in reversed(skips)])
-        self.leave = nn.Conv2d(width, 2 if stm else 1, 3, padding=1)
+        n = len(skips)+1
+        w = (width,)*n if isinstance(width, int) else tuple(width)
+        check(len(w)==n, f"width: expected one number or {n}, found {w}")
+        self.enter = nn.Sequential(nn.Conv2d(inp, w[0], 3, padding=1), ResBlock(w[0], w[0]))
+        self.refine = nn.ModuleList([Refine(a, s if use_skips else 0, b, stm)
+                                     for a,b,s in zip(w, w[1:], reversed(skips))])
+        self.leave = nn.Conv2d(w[-1], 2 if stm else 1, 3, padding=1)
 
     def forward(self, x:Tensor, skips:Sequence[Tensor])->Tensor: # (B,inp,h,w), maps finest first -> (B,H,W) logits
         "Refine up to the finest skip, then upsample the logit bilinearly to full resolution."
