@@ -387,28 +387,27 @@ def shorten(
     share = steps/sum(s.steps for s in config.stages)
     return replace(config, stages=tuple(replace(s, steps=max(1, round(s.steps*share))) for s in config.stages))
 
-# %% ../nbs/53_train.ipynb #de9a3346
+# %% ../nbs/53_train.ipynb #94780fe1
 def begin_with(
     network:VOSModel,    # With random weights; changed in place
-    start:str|Path|None, # Weights to go on from: what `load` accepts; None: random ones
+    start:VOSModel|None, # Network to go on from; None: the random weights stay
 )->VOSModel:             # The same network
     "First weights of a run."
     if start is None: return network
-    weights = load(start).state_dict()
+    weights = dict(start.state_dict())
     weights["bank.beta"] = network.bank.beta.detach()
     network.load_state_dict(weights)
     return network
 
-# %% ../nbs/53_train.ipynb #c8c81d73
+# %% ../nbs/53_train.ipynb #22064a62
 class ChameleonTask:
     "Learn to segment Chameleon clips, from random weights or from those of another run."
     name = "vos"
-
     def __init__(self, config:ChameleonTraining=ChameleonTraining(), start:str|Path|None=None):
-        self.config,self.start,self.steps = config,start,sum(s.steps for s in config.stages)
-        self.origin = None if start is None else load(start).card.get("config")
-
-    def build(self)->VOSModel: return begin_with(VOSModel(self.config.model), self.start)
+        self.config,self.steps = config,sum(s.steps for s in config.stages)
+        self.first = None if start is None else load(start) # the network to go on from
+        self.origin = None if start is None else self.first.card.get("config")
+    def build(self)->VOSModel: return begin_with(VOSModel(self.config.model), self.first)
 
     def stage(self, step:int)->Stage: # The stretch that `step` lies in
         "Find a step's place in the curriculum."
