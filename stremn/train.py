@@ -5,13 +5,15 @@
 # %% auto #0
 __all__ = ['FREE', 'Task', 'FitConfig', 'learning_rate', 'save_checkpoint', 'differences', 'load_checkpoint', 'steps_taken',
            'read_rows', 'Log', 'read_log', 'Steps', 'new_accelerator', 'open_folder', 'Run', 'take_step', 'take_steps',
-           'fit', 'finish', 'Stage', 'ChameleonTraining', 'shorten', 'begin_with', 'ChameleonTask']
+           'fit', 'finish', 'Stage', 'ChameleonTraining', 'shorten', 'begin_with', 'stage_of', 'clip_loss',
+           'ChameleonTask']
 
-# %% ../nbs/53_train.ipynb #e18ab7ca
+# %% ../nbs/53_train.ipynb #bfea1898
 import json
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -236,7 +238,7 @@ def open_folder(
         with tempfile.TemporaryFile(dir=out): return out
     except OSError as e: raise StremnError(f"{out}: expected a folder to write to, found {e.strerror or e}") from None
 
-# %% ../nbs/53_train.ipynb #f67f7976
+# %% ../nbs/53_train.ipynb #bd680d1e
 class Run:
     "Network, optimiser and processes of a training run, put back to where its last checkpoint left them."
     def __init__(self,
@@ -254,7 +256,8 @@ class Run:
         seed_everything(config.seed)
         self.network = task.build()
         weights = [p for p in self.network.parameters() if p.requires_grad]
-        optimiser = torch.optim.AdamW(weights, weight_decay=config.weight_decay)
+        groups = task.groups(self.network) if hasattr(task, "groups") else weights # with rates of their own
+        optimiser = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
         self.start = load_checkpoint(self.last, self.network, optimiser, self.whole) if self.last.exists() else 0
         starts = sorted(set(a.gather(torch.tensor([self.start], device=a.device)).tolist()))
         check(len(starts)==1, f"{out}: expected one folder for all processes, found checkpoints at steps {starts}")
@@ -267,7 +270,7 @@ class Run:
         "Write the checkpoint."
         save_checkpoint(self.last, self.network, self.optimiser, taken, self.whole)
 
-# %% ../nbs/53_train.ipynb #9b3f3f57
+# %% ../nbs/53_train.ipynb #c0322007
 def take_step(
     run:Run,      # Changed in place
     step:int,     # Which one, from 0
@@ -276,7 +279,7 @@ def take_step(
     "Forward, backward, clip, update; what is not finite stops the run before a weight is touched."
     a,config,optimiser = run.accelerator,run.config,run.optimiser
     lr = learning_rate(step, run.task.steps, config)
-    for group in optimiser.param_groups: group["lr"] = lr
+    for group in optimiser.param_groups: group["lr"] = lr*group.get("scale", 1.)
     entropy = np.random.SeedSequence([config.seed, step, run.rank])
     generator = make_generator(int(entropy.generate_state(1)[0]))
     with a.autocast():
@@ -399,7 +402,34 @@ def begin_with(
     network.load_state_dict(weights)
     return network
 
-# %% ../nbs/53_train.ipynb #22064a62
+# %% ../nbs/53_train.ipynb #00eb86c1
+def stage_of(
+    stages:Sequence, # Stretches of a curriculum, each with its `steps`
+    step:int,        # Step of the run, from 0
+)->object:           # The stretch that `step` lies in
+    "Find a step's place in a curriculum."
+    for stage in stages:
+        if step<stage.steps: return stage
+        step -= stage.steps
+    raise IndexError("step beyond the last stage")
+
+def clip_loss(
+    model:nn.Module,   # The network as the loop wrapped it
+    network:VOSModel,  # The network itself; its policy and slots are set
+    batch:Batch,       # Clips
+    drawn:dict,        # "policy" and "slots" of this step
+    dice:float,        # Weight of the Dice loss
+    generator:torch.Generator, # Source of all randomness
+)->tuple[Tensor,dict]: # () loss; numbers and names for the log
+    "Cross entropy on the aggregated logits; IoU of all objects together for the log."
+    network.bank.policy,network.bank.slots = drawn["policy"],drawn["slots"]
+    logits = model(batch.frames, batch.labels[:,0], batch.valid, generator)
+    loss = segmentation_loss(logits, batch.labels[:,1:], dice)
+    found,true = logits.detach().argmax(2)>0,batch.labels[:,1:]>0
+    J = (found & true).sum()/(found | true).sum().clamp(min=1)
+    return loss,{"J":float(J), "policy":drawn["policy"]}
+
+# %% ../nbs/53_train.ipynb #56aee742
 class ChameleonTask:
     "Learn to segment Chameleon clips, from random weights or from those of another run."
     name = "vos"
@@ -409,13 +439,6 @@ class ChameleonTask:
         self.origin = None if start is None else self.first.card.get("config")
     def build(self)->VOSModel: return begin_with(VOSModel(self.config.model), self.first)
 
-    def stage(self, step:int)->Stage: # The stretch that `step` lies in
-        "Find a step's place in the curriculum."
-        for stage in self.config.stages:
-            if step<stage.steps: return stage
-            step -= stage.steps
-        raise IndexError("step beyond the last stage")
-
     def draw(self, step:int, seed:int)->dict: # field -> choice, the same for all processes
         "What is drawn anew at each step."
         rng,c = np.random.default_rng([seed, step, 1]),self.config
@@ -424,18 +447,12 @@ class ChameleonTask:
 
     def batch(self, step:int, rank:int, seed:int)->Batch:
         "Clips of one step and process; the first stage keeps its own pace."
-        stage,drawn = self.stage(step),self.draw(step, seed)
+        stage,drawn = stage_of(self.config.stages, step),self.draw(step, seed)
         change = {"objects":drawn["objects"], "modes":drawn["modes"]}
         if stage is not self.config.stages[0]: change |= {"fade":drawn["fade"], "hide":drawn["hide"]}
         clips = chameleon_batch([[seed, step, rank, i] for i in range(stage.batch)], replace(stage.clip, **change))
         return collate(clips, drawn["objects"])
 
     def loss(self, model, network, batch, step, seed, generator)->tuple[Tensor,dict]:
-        "Cross entropy on the aggregated logits; IoU of all objects together for the log."
-        drawn = self.draw(step, seed)
-        network.bank.policy,network.bank.slots = drawn["policy"],drawn["slots"]
-        logits = model(batch.frames, batch.labels[:,0], batch.valid, generator)
-        loss = segmentation_loss(logits, batch.labels[:,1:], self.config.dice)
-        found,true = logits.detach().argmax(2)>0,batch.labels[:,1:]>0
-        J = (found & true).sum()/(found | true).sum().clamp(min=1)
-        return loss,{"J":float(J), "policy":drawn["policy"]}
+        "As `clip_loss`, with what was drawn for this step."
+        return clip_loss(model, network, batch, self.draw(step, seed), self.config.dice, generator)

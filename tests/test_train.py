@@ -22,7 +22,7 @@ from stremn.memory.rules import RULES
 from stremn.models.hub import load
 from stremn.models.vos import VOSConfig, VOSModel
 from stremn.train import (ChameleonTask, ChameleonTraining, FitConfig, Stage, differences, fit, learning_rate, read_log,
-                          shorten, steps_taken)
+                          shorten, stage_of, steps_taken)
 
 BANK = BankConfig(memory_channels=12, query_channels=12, key_channels=8, value_channels=8, update_channels=8, slots=3,
                   similarity="l2", shared_keys=True)
@@ -296,9 +296,11 @@ def test_stages_and_shorten():
     clips = [replace(CLIP, frames=f) for f in (3, 6, 12)]
     config = task(stages=tuple(Stage(n, 1, c) for n, c in zip((100, 250, 1200), clips, strict=True))).config
     t = ChameleonTask(config)
-    assert t.steps == 1550 and [t.stage(s).clip.frames for s in (0, 99, 100, 349, 350, 1549)] == [3, 3, 6, 6, 12, 12]
+    assert t.steps == 1550
+    found = [stage_of(t.config.stages, s).clip.frames for s in (0, 99, 100, 349, 350, 1549)]
+    assert found == [3, 3, 6, 6, 12, 12]
     with pytest.raises(IndexError):
-        t.stage(1550)
+        stage_of(config.stages, 1550)
     assert shorten(config, None) is config and shorten(config, 1550) == config
     assert [s.steps for s in shorten(config, 155).stages] == [10, 25, 120]
     assert [s.steps for s in shorten(config, 1).stages] == [1, 1, 1]
