@@ -64,7 +64,7 @@ class Videos:
             if (clip.masks[0]>0).any(): return clip
         raise StremnError(f"videos: expected an object to follow, found none in {tries} clips")
 
-# %% ../nbs/57_curriculum.ipynb #b5098f0c
+# %% ../nbs/57_curriculum.ipynb #8f89bbfa
 @dataclass(frozen=True)
 class RealStage:
     "One stretch of a curriculum on real pictures."
@@ -85,7 +85,7 @@ class RealTraining:
     model:VOSConfig=field(default_factory=small_vos)
     protocol:str="small"
     stages:tuple[RealStage,...]=(
-        RealStage(2500), RealStage(4200, stills=.35), RealStage(900, batch=2, frames=8, stills=.15, max_skip=8))
+        RealStage(1500), RealStage(2700, stills=.35), RealStage(700, batch=2, frames=8, stills=.15, max_skip=8))
     stills:tuple[str,...]=("ecssd", "pennfudan") # Folders below the data folder
     videos:tuple[str,...]=("davis2016-240p",)    # Keys of `SETS`
     held:tuple[str,...]=HELD                     # Sequences nobody learns from
