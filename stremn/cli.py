@@ -150,7 +150,7 @@ class Evaluate(Memory):
         print(f"{new} sequences segmented now, {len(davis.names)-new} found in {self.pred}; "
               f"scores in {self.pred/'scores.csv'}")
 
-# %% ../nbs/63_cli.ipynb #2954dcea
+# %% ../nbs/63_cli.ipynb #c81d5614
 @dataclass
 class Train:
     """Train a network; run it again with the same --out to go on where it stopped.
@@ -160,16 +160,27 @@ class Train:
     "What to learn."
     out:Path
     "Folder of the run: checkpoint, log, weights, card."
-    protocol:Literal["tiny"] = "tiny"
-    "tiny: made clips (Chameleon), for two CPU cores."
+    protocol:Literal["tiny", "small", "paper"] = "tiny"
+    """tiny: made clips (Chameleon), for two CPU cores; small: ECSSD, Penn-Fudan and DAVIS 2016 at 240 lines; paper:
+    both stages of the paper, for many GPUs."""
+    data:Path = Path("data")
+    "Folder that holds the data sets (see: stremn data); tiny needs none."
+    start:Annotated[str|None, tyro.conf.arg(metavar="NAME")] = None
+    "Weights to go on from, with the same network: of this package, or a .safetensors file."
+    random_start:Flag = False
+    "Begin with random weights where the protocol begins with ImageNet ones."
     seed:int = 0
     "Weights, data and noise all follow from it."
     device:Literal["auto", "cpu", "cuda"] = "auto"
     "Where to compute; auto takes a GPU if there is one."
     steps:Annotated[int|None, tyro.conf.arg(metavar="N")] = None
     "Shorten the curriculum to about this many steps, stage by stage in proportion."
-    precision:Literal["no", "bf16", "fp16"] = "no"
-    "Mixed precision."
+    size:Annotated[int|None, tyro.conf.arg(metavar="PIXELS")] = None
+    "Height and width of the clips, other than the protocol's (small, paper)."
+    batch:Annotated[int|None, tyro.conf.arg(metavar="N")] = None
+    "Clips per process and step, other than the protocol's."
+    precision:Literal["default", "no", "bf16", "fp16"] = "default"
+    "Mixed precision; the default is the protocol's."
     workers:int = 0
     "Processes that prepare batches."
     save_every:int = 100
@@ -177,17 +188,28 @@ class Train:
     quiet:Flag = False
     "No progress bar."
 
+    def parts(self):
+        "The runs of the protocol with these options."
+        from stremn.core import check
+        from stremn.curriculum import PROTOCOLS, shortened, with_options
+        for name in ("steps", "size", "batch"):
+            value = getattr(self, name)
+            check(value is None or value>0, f"--{name}: expected a positive number, found {value}")
+        fit = dict(seed=self.seed, workers=self.workers, save_every=self.save_every)
+        if self.precision!="default": fit["precision"] = self.precision
+        return [with_options(p, self.size, self.batch, not self.random_start, fit)
+                for p in shortened(PROTOCOLS[self.protocol](), self.steps)]
+
     def run(self)->None:
         "Train to the end, and say where the weights are."
-        from stremn.core import check
-        from stremn.train import ChameleonTask, ChameleonTraining, FitConfig, fit, shorten, steps_taken
-        check(self.steps is None or self.steps>0, f"--steps: expected a positive number, found {self.steps}")
-        task = ChameleonTask(shorten(ChameleonTraining(), self.steps))
-        config = FitConfig(seed=self.seed, precision=self.precision, workers=self.workers, save_every=self.save_every)
-        before = steps_taken(self.out)
-        with no_traces(self.out): done = fit(task, config, self.out, self.device, progress=not self.quiet)
-        then = "was finished before" if before==task.steps else f"went on after step {before}" if before else "finished"
-        if os.environ.get("RANK", "0")=="0": print(f"{task.steps} steps, {then}: weights in {done}")
+        from stremn.curriculum import train_parts
+        from stremn.train import steps_taken
+        parts = self.parts()
+        steps,before = sum(p.steps for p in parts),sum(steps_taken(self.out/p.name) for p in parts)
+        with no_traces(self.out):
+            done = train_parts(parts, self.data, self.out, self.device, self.start, progress=not self.quiet)
+        then = "was finished before" if before==steps else f"went on after step {before}" if before else "finished"
+        if os.environ.get("RANK", "0")=="0": print(f"{steps} steps, {then}: weights in {done}")
 
 # %% ../nbs/63_cli.ipynb #19f4bb2c
 @dataclass

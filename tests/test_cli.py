@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import stremn
-from stremn import cli, train
+from stremn import cli, curriculum, train
 from stremn.core import Record, StremnError
 from stremn.data.synthetic import ChameleonConfig, chameleon
 from stremn.data.video import VideoWriter
@@ -162,7 +162,7 @@ def test_train_goes_on_and_refuses_another_config(work, capsys, monkeypatch):
     tiny = train.ChameleonTraining()
     stages = tuple(replace(s, batch=1, clip=replace(s.clip, size=16)) for s in tiny.stages)
     small = replace(tiny, model=MODEL, stages=stages)
-    monkeypatch.setattr(train, "ChameleonTraining", lambda: small)
+    monkeypatch.setitem(curriculum.PROTOCOLS, "tiny", lambda: (curriculum.Part("", small, train.FitConfig()),))
     words = ["train", "vos", "--out", "runs/a", "--device", "cpu", "--quiet", "--steps", "1"]
     status, out, err = stremn_main(capsys, *words)
     assert (status, err, out) == (0, [], ["3 steps, finished: weights in runs/a/model.safetensors"])

@@ -1,0 +1,172 @@
+"""Real pictures as a curriculum: what is drawn, what is learned from what, and a run that is stopped and goes on."""
+from dataclasses import replace
+
+import pytest
+import torch
+
+import stremn
+from stremn.core import StremnError, make_generator
+from stremn.curriculum import (Part, RealStage, RealTask, RealTraining, Videos, follow_scores, paper_parts, small_parts,
+                               still_folders, train_parts, training_videos)
+from stremn.data.synthetic import ChameleonConfig, chameleon_batch
+from stremn.data.vos import VideoFolder, write_mask
+from stremn.infer import VideoSegmenter
+from stremn.memory.bank import BankConfig
+from stremn.models.small import small_vos
+from stremn.models.vos import VOSConfig, VOSModel
+from stremn.train import FitConfig, read_log
+
+TINY = VOSConfig(widths=(8, 12), decoder_width=8, bank=BankConfig(
+    memory_channels=12, query_channels=12, key_channels=8, value_channels=8, update_channels=8, slots=3,
+    similarity="l2", shared_keys=True))
+NAMES = ("bear", "dog-agility", "swing")
+
+
+def write_frame(path, frame):
+    from PIL import Image
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(frame.mul(255).byte().permute(1, 2, 0).numpy()).save(path)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    "DAVIS 2016 in its official tree, shrunken, and a folder of stills."
+    root = tmp_path_factory.mktemp("data")
+    clips = chameleon_batch(range(5), ChameleonConfig(frames=8, objects=2))
+    for name, clip in zip(NAMES, clips):
+        for t in range(8):
+            write_frame(root/"davis2016/JPEGImages/240p"/name/f"{t:05}.jpg", clip.frames[t])
+            write_mask(root/"davis2016/Annotations/240p"/name/f"{t:05}.png", clip.masks[t].clamp(max=1))
+    (root/"davis2016/ImageSets/2016").mkdir(parents=True)
+    (root/"davis2016/ImageSets/2016/train.txt").write_text("\n".join(NAMES)+"\n")
+    for i, clip in enumerate(clips):
+        write_frame(root/f"Shapes/images/{i}.jpg", clip.frames[0])
+        write_mask(root/f"Shapes/masks/{i}.png", clip.masks[0])
+    return root
+
+
+def training(**changes):
+    stages = (RealStage(2, 2, 2, 32, .5, 1), RealStage(2, 1, 4, 32, 0., 1, (1,)))
+    return RealTraining(**dict(model=TINY, stages=stages, stills=("shapes",), imagenet=False, slots=(3,)) | changes)
+
+
+def test_batches_repeat_and_hold_what_the_stage_asks_for(root):
+    task = RealTask(training(), root)
+    for step, (V, T) in {0: (2, 2), 1: (2, 2), 2: (1, 4), 3: (1, 4)}.items():
+        a, b = task.batch(step, 0, 7), RealTask(training(), root).batch(step, 0, 7)
+        assert all(torch.equal(x, y) for x, y in zip(a, b))
+        assert a.frames.shape == (V, T, 3, 32, 32) and 0 <= a.frames.min() and a.frames.max() <= 1
+        assert a.valid[:, 0].all() and all((labels[0] == 1).any() for labels in a.labels)
+        assert not torch.equal(a.frames, task.batch(step, 1, 7).frames)
+        assert not torch.equal(a.frames, task.batch(step, 0, 8).frames)
+
+
+def test_held_sequences_are_never_opened(root):
+    task = RealTask(training(held=("dog-agility",), stages=(RealStage(300, 1, 2, 16, 0.),)), root)
+    for step in range(60):
+        task.batch(step, 0, 0)
+    assert {task.videos.videos[v].name for v, _ in task.videos.kept} == {"bear", "swing"}
+    kept = training_videos(root, "davis2016-240p", only=("dog-agility",))
+    assert [v.name for v in kept] == ["dog-agility"]
+
+
+def test_the_share_of_stills_is_the_share_of_batches(root):
+    task = RealTask(training(stages=(RealStage(2000, 1, 2, 16, .3),)), root)
+    share = sum(task.draw(s, 0)["stills"] for s in range(2000))/2000
+    assert abs(share-.3) < 5*(.3*.7/2000)**.5
+
+
+def test_a_clip_of_a_video_is_one_of_its_stretches(root):
+    video = training_videos(root, "davis2016-240p", only=("bear",))[0]
+    plain = replace(training().change, flip=0., zoom=(1., 1.), stretch=1., brightness=0., contrast=0., saturation=0., grey=0.,
+                    frame_turn=0., frame_shear=0., frame_brightness=0., frame_contrast=0., frame_saturation=0.)
+    clip = Videos([video], plain).sample(make_generator(3), 3, 64, 1, 2)
+    whole = torch.stack([f for _, f, _ in video])
+    index = [int((whole-f).abs().mean((1, 2, 3)).argmin()) for f in clip.frames]
+    steps = {b-a for a, b in zip(index, index[1:])}
+    assert steps <= {1, 2, 3} or steps <= {-1, -2, -3}
+    assert (clip.frames-whole[index]).abs().max() < 2/255
+    assert torch.equal(clip.masks, torch.stack([video.mask(i) for i in index]))
+
+
+def test_backbone_weights_have_a_rate_of_their_own(root):
+    task = RealTask(training(model=small_vos(), backbone=.25), root)
+    network = VOSModel(small_vos())
+    for name, weight in network.query_encoder.named_parameters():
+        weight.requires_grad_(".depthwise." not in name)
+    rest, trunk = task.groups(network)
+    assert trunk["scale"] == .25 and "scale" not in rest
+    ids = [id(p) for p in rest["params"]+trunk["params"]]
+    assert len(set(ids)) == len(ids) and set(ids) == {id(p) for p in network.parameters() if p.requires_grad}
+    assert {id(network.query_encoder.stem.weight)} <= {id(p) for p in trunk["params"]}
+    assert id(network.query_encoder.near.weight) in {id(p) for p in rest["params"]}
+
+
+def test_two_parts_train_stop_go_on_and_segment(root, tmp_path):
+    parts = (Part("stills", training(stages=(RealStage(3, 2, 2, 32),), videos=()), FitConfig(lr=1e-3, save_every=1)),
+             Part("videos", training(stages=(RealStage(3, 2, 3, 32, 0.),), stills=()), FitConfig(lr=1e-4, save_every=1)))
+    done = train_parts(parts, root, tmp_path/"a", "cpu", progress=False)
+    assert len(read_log(tmp_path/"a/stills")["loss"]) == len(read_log(tmp_path/"a/videos")["loss"]) == 3
+    card = stremn.load(done).card
+    assert card["config"]["task"]["videos"] == ["davis2016-240p"] and card["config"]["start"]["task"]["stills"] == ["shapes"]
+
+    class Stop(Exception):
+        pass
+
+    def stopping(step, *rest, sample=RealTask.batch):
+        if step == 1:
+            raise Stop
+        return sample(*rest)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
+        real = RealTask.batch
+        patch.setattr(RealTask, "batch", lambda self, step, rank, seed: stopping(step if self.stills is None else 0,
+                                                                                 self, step, rank, seed, sample=real))
+        train_parts(parts, root, tmp_path/"b", "cpu", progress=False)
+    assert not (tmp_path/"b/videos/model.safetensors").exists()
+    again = train_parts(parts, root, tmp_path/"b", "cpu", progress=False)
+    same = [torch.equal(a, b) for a, b in zip(stremn.load(done).state_dict().values(),
+                                              stremn.load(again).state_dict().values())]
+    assert all(same)
+    videos = training_videos(root, "davis2016-240p")
+    scores = follow_scores(VideoSegmenter(again), videos)
+    assert set(scores) == set(NAMES) and all(0 <= v <= 1 for v in scores.values())
+
+
+def test_follow_scores_is_one_for_who_knows_the_answer(root):
+    class Knows:
+        def reset(self): self.t = -1
+
+        def step(self, frame, mask=None):
+            self.t += 1
+            return self.video.mask(self.t)
+
+    video = training_videos(root, "davis2016-240p", only=("bear",))[0]
+    knows = Knows()
+    knows.video = video
+    assert follow_scores(knows, [video]) == {"bear": 1.}
+
+
+def test_the_papers_numbers():
+    stills, videos = paper_parts()
+    assert stills.fit.lr == 1e-4 and stills.fit.decay_from == 1. and videos.fit.lr == 1e-5 and videos.fit.floor == .01
+    assert {s.size for p in (stills, videos) for s in p.training.stages} == {384}
+    assert [s.frames for s in stills.training.stages] == [5] and {s.frames for s in videos.training.stages} == {10}
+    assert [s.max_skip for s in videos.training.stages] == [0, 5, 10, 15, 20, 25]
+    assert stills.training.stills == ("coco", "ecssd", "sbd", "msra10k", "hku-is")
+    assert videos.training.videos == ("davis2017", "youtube2018") and stills.training.model.encoder == "resnet50"
+    assert small_parts()[0].training.model == small_vos()
+
+
+def test_what_is_missing_is_named(root, tmp_path):
+    with pytest.raises(StremnError, match="coco: expected a data set of stills"):
+        still_folders(root, ("coco",))
+    with pytest.raises(StremnError, match="expected one of davis2016-240p, davis2017, youtube2018, found 'kitti'"):
+        training_videos(root, "kitti")
+    with pytest.raises(StremnError, match="YouTube-VOS or YouTubeVOS"):
+        training_videos(root, "youtube2018")
+    with pytest.raises(StremnError, match="expected the folder that holds the data sets"):
+        still_folders(tmp_path/"nowhere", ("shapes",))
+    empty = VideoFolder(root/"davis2016/JPEGImages/240p/bear")
+    with pytest.raises(StremnError, match="expected an object to follow, found none"):
+        Videos([empty]).sample(make_generator(0), 2, 16)
