@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from stremn.core import StremnError
-from stremn.data.vos import (DAVIS, PALETTE, FramesAndMasks, VideoFolder, describe_data, fit_size, image_size, load_clip, natural_key,
+from stremn.data.vos import (DAVIS, OFFICIAL, PALETTE, FramesAndMasks, VideoFolder, describe_data, fit_size, image_size, load_clip, natural_key,
                              read_frame, read_mask, resize_frame, resize_mask, to_frame, to_pixels, write_mask)
 
 H, W = 12, 16
@@ -342,7 +342,7 @@ def test_describe_data_counts_against_the_official_numbers(tmp_path):
                      ("YouTube-VOS 2018", "train", ""): ("yt/train", 1, 3471, False), ("YouTube-VOS 2018", "valid", ""): ("yt/valid", 1, 474, False),
                      ("mine", "all", ""): ("mine", 1, None, True)}
     absent = {(r.dataset, r.split): r.expected for r in rows if not r.found}
-    assert absent == {("DAVIS 2016", "train"): 30, ("DAVIS 2016", "val"): 20, ("DAVIS 2017", "val"): 30, ("DAVIS 2017", "test-dev"): 30}
+    assert absent == {key: n for key, n in OFFICIAL.items() if key not in {k[:2] for k in found}}
     assert all(r.source.startswith("https://") for r in rows if r.expected)
     refused("no such folder", describe_data, tmp_path / "nowhere")
 
