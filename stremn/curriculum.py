@@ -4,19 +4,25 @@
 
 # %% auto #0
 __all__ = ['HELD', 'SETS', 'EPOCH', 'PROTOCOLS', 'Videos', 'RealStage', 'RealTraining', 'training_videos', 'still_folders',
-           'with_imagenet', 'RealTask', 'Part', 'tiny_parts', 'small_parts', 'paper_parts', 'shortened', 'with_options',
-           'train_parts', 'follow_scores']
+           'with_imagenet', 'Sources', 'RealTask', 'Part', 'tiny_parts', 'small_parts', 'paper_parts', 'shortened',
+           'with_options', 'train_parts', 'follow_scores', 'Noise', 'peak_bytes', 'dry_run']
 
-# %% ../nbs/57_curriculum.ipynb #890e5f3f
+# %% ../nbs/57_curriculum.ipynb #844b5923
+import resource
+import sys
+import tempfile
+import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from .core import StremnError, check, make_generator
+from .core import Record, StremnError, check, device_name, make_generator, plain
 from .data.clips import Batch, Clip, collate, one_hot_objects, sample_indices
 from .data.stills import VIDEO_CHANGE, ChangeConfig, StillConfig, StillFolder, Stills, change_clip, choose_objects
 from .data.vos import DAVIS, VideoFolder
@@ -29,9 +35,10 @@ from .models.small import small_vos, start_from_imagenet
 from .models.vos import VOSConfig, VOSModel, paper_vos
 from .nets.efficientnet import lite_weights
 from .nets.resnet import imagenet_weights
-from .train import ChameleonTask, ChameleonTraining, FitConfig, begin_with, clip_loss, fit, shorten, stage_of
+from .train import (
+    ChameleonTask, ChameleonTraining, FitConfig, Run, begin_with, clip_loss, fit, shorten, stage_of, take_step)
 
-# %% ../nbs/57_curriculum.ipynb #7d64e677
+# %% ../nbs/57_curriculum.ipynb #5c99de47
 class Videos:
     "Annotated videos, kept in memory as bytes, to draw short clips from."
     def __init__(self,
@@ -52,6 +59,10 @@ class Videos:
         if self.room>=0: self.kept[v,i] = made
         return made
 
+    def draw(self, generator:torch.Generator)->int: # Number of a video
+        "All videos are equally likely."
+        return int(torch.randint(len(self.videos), (), generator=generator))
+
     def sample(self,
         generator:torch.Generator, # Source of all randomness
         frames:int=3,              # T
@@ -62,7 +73,7 @@ class Videos:
     )->Clip:                       # With at least one object in its first frame
         "A clip of a random video, forwards or backwards."
         for _ in range(tries):
-            v = int(torch.randint(len(self.videos), (), generator=generator))
+            v = self.draw(generator)
             index = sample_indices(len(self.videos[v]), frames, max_skip, generator, reverse=True)
             pixels,labels = zip(*(self.frame(v, i) for i in index))
             clip = Clip(torch.stack(pixels).float().div_(255), torch.stack(labels).long(), self.videos[v].name)
@@ -71,7 +82,7 @@ class Videos:
             if (clip.masks[0]>0).any(): return clip
         raise StremnError(f"videos: expected an object to follow, found none in {tries} clips")
 
-# %% ../nbs/57_curriculum.ipynb #6a874d44
+# %% ../nbs/57_curriculum.ipynb #31cfba7d
 @dataclass(frozen=True)
 class RealStage:
     "One stretch of a curriculum on real pictures."
@@ -83,6 +94,7 @@ class RealStage:
     max_skip:int=5         # Most frames left out between two neighbours
     objects:tuple[int,...]=(1, 1, 2) # Most objects of a clip; drawn uniformly at each step
 
+# %% ../nbs/57_curriculum.ipynb #1cfb3936
 HELD = ("dog-agility", "hockey", "mallard-water", "stroller")                            # of DAVIS 2016 train
 
 @dataclass(frozen=True)
@@ -105,7 +117,7 @@ class RealTraining:
     change:ChangeConfig=VIDEO_CHANGE             # Of video clips
     still:StillConfig=field(default_factory=StillConfig) # Of clips made of stills
 
-# %% ../nbs/57_curriculum.ipynb #1d126736
+# %% ../nbs/57_curriculum.ipynb #0c6f469e
 SETS = {"davis2016-240p":(("davis2016", "DAVIS"), 2016, "240p"), "davis2017":(("DAVIS", "davis2017"), 2017, "480p"),
         "youtube2018":(("YouTube-VOS", "YouTubeVOS", "youtube-vos"), 2018, None)} # folders tried, year, resolution
 
@@ -124,6 +136,7 @@ def training_videos(
     videos = DAVIS(found[0], year, "train", resolution) if resolution else YouTubeVOS(found[0], "train", year)
     return [videos[n] for n in videos.names if n not in but and (only is None or n in only)]
 
+# %% ../nbs/57_curriculum.ipynb #bf225102
 def still_folders(
     root:Path|str,       # Holds the data sets
     names:Sequence[str], # Folders, in small or capital letters
@@ -149,10 +162,9 @@ def with_imagenet(
     load_backbones(network, imagenet_weights(c.encoder, c.norm))
     return network
 
-# %% ../nbs/57_curriculum.ipynb #dc85896f
-class RealTask:
-    "Learn to segment real video, from ImageNet weights or from those of another run."
-    name = "vos"
+# %% ../nbs/57_curriculum.ipynb #86de045c
+class Sources:
+    "Stills, videos and the network of a training, opened and built."
 
     def __init__(self, config:RealTraining=RealTraining(), root:Path|str="data", start:str|Path|None=None):
         self.config,self.steps = config,sum(s.steps for s in config.stages)
@@ -177,6 +189,11 @@ class RealTask:
         own = {id(p) for p in trunk}
         rest = [p for p in network.parameters() if p.requires_grad and id(p) not in own]
         return [{"params":rest}, {"params":trunk, "scale":self.config.backbone}]
+
+# %% ../nbs/57_curriculum.ipynb #cc851667
+class RealTask(Sources):
+    "Learn to segment real video, from ImageNet weights or from those of another run."
+    name = "vos"
 
     def draw(self, step:int, seed:int)->dict: # field -> choice, the same for all processes
         "What is drawn anew at each step."
@@ -235,7 +252,7 @@ def paper_parts()->tuple[Part,...]:
 
 PROTOCOLS = {"tiny":tiny_parts, "small":small_parts, "paper":paper_parts}
 
-# %% ../nbs/57_curriculum.ipynb #005abac3
+# %% ../nbs/57_curriculum.ipynb #9cbc9ac0
 def shortened(
     parts:Sequence[Part], # Of a protocol
     steps:int|None,       # Steps wanted of all together; None: leave them as they are
@@ -260,6 +277,7 @@ def with_options(
     if real: training = replace(training, imagenet=training.imagenet and imagenet)
     return replace(part, training=training, fit=replace(part.fit, **fit or {}))
 
+# %% ../nbs/57_curriculum.ipynb #5c7e76c4
 def train_parts(
     parts:Sequence[Part],     # One after the other
     root:Path|str,            # Folder that holds the data sets; made video needs none
@@ -293,3 +311,52 @@ def follow_scores(
                 scores.append(jaccard(*(one_hot_objects(labels, ids)>0 for labels in (found, mask))).mean())
         out[video.name] = float(torch.stack(scores).mean())
     return out
+
+# %% ../nbs/57_curriculum.ipynb #7849edc4
+class Noise(RealTask):
+    "Noise in the shape of a curriculum's clips: for measuring what a step takes."
+    def __init__(self, config:RealTraining):
+        self.config,self.steps,self.first,self.origin = replace(config, imagenet=False),len(config.stages),None,None
+
+    def batch(self, step:int, rank:int, seed:int)->Batch:
+        "One batch for each stage, every object in its own column."
+        s,generator = self.config.stages[step],make_generator(seed)
+        frames = torch.rand(s.batch, s.frames, 3, s.size, s.size, generator=generator)
+        objects = max(s.objects)
+        column = 1+torch.arange(s.size)*objects//s.size                              # (W,)
+        labels = column.expand(s.batch, s.frames, s.size, s.size).contiguous()
+        return Batch(frames, labels, torch.ones(s.batch, objects, dtype=torch.bool))
+
+    def draw(self, step:int, seed:int)->dict:
+        "The first choice of everything."
+        return {"slots":self.config.slots[0], "policy":self.config.policies[0]}
+
+def peak_bytes(
+    device:torch.device, # Where the work was done
+)->int:                  # Most bytes in use so far: of the GPU, or of the whole process
+    "What a machine must have."
+    if device.type=="cuda": return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*(1 if sys.platform=="darwin" else 1024)
+
+# %% ../nbs/57_curriculum.ipynb #aa2accc2
+def dry_run(
+    part:Part,          # Of a protocol
+    device:str="auto",  # "cpu" keeps off the GPU
+    stage:int=-1,       # Which of its stages; -1: the last
+)->Record:              # seconds, operations (one a multiply-add) and peak bytes of one step, seconds of the whole part
+    "Take one real step on noise: does it fit, how long does it take?"
+    chosen = replace(part.training, stages=(part.training.stages[stage],)*2)
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(Noise(chosen), part.fit, Path(folder), device)
+        where,seconds = run.accelerator.device,[]
+        for step in range(2):                                                        # the first one warms up
+            batch,began = run.task.batch(step, 0, part.fit.seed),time.perf_counter()
+            with FlopCounterMode(display=False) if step==0 else nullcontext() as count:
+                numbers = take_step(run, step, batch)
+            if where.type=="cuda": torch.cuda.synchronize(where)
+            seconds.append(time.perf_counter()-began)
+            if step==0: operations = count.get_total_flops()/2
+    metrics = {"seconds":seconds[1], "operations":operations, "bytes":peak_bytes(where), "whole":part.steps*seconds[1]}
+    config = plain({"training":chosen, "fit":part.fit, "steps":part.steps})
+    name = f"dry-{part.name or part.training.protocol}"
+    return Record(name, {**metrics, "loss":numbers["loss"]}, config, part.fit.seed, sum(seconds), device=device_name(where))
