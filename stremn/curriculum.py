@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['HELD', 'SETS', 'EPOCH', 'PROTOCOLS', 'Videos', 'RealStage', 'RealTraining', 'training_videos', 'still_folders',
            'with_imagenet', 'Sources', 'RealTask', 'Part', 'tiny_parts', 'small_parts', 'paper_parts', 'shortened',
-           'with_options', 'train_parts', 'follow_scores', 'Noise', 'peak_bytes', 'dry_run']
+           'with_options', 'train_parts', 'Noise', 'peak_bytes', 'dry_run']
 
-# %% ../nbs/57_curriculum.ipynb #844b5923
+# %% ../nbs/57_curriculum.ipynb #14ec00d9
 import resource
 import sys
 import tempfile
@@ -23,12 +23,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .core import Record, StremnError, check, device_name, make_generator, plain
-from .data.clips import Batch, Clip, collate, one_hot_objects, sample_indices
+from .data.clips import Batch, Clip, collate, sample_indices
 from .data.stills import VIDEO_CHANGE, ChangeConfig, StillConfig, StillFolder, Stills, change_clip, choose_objects
 from .data.vos import DAVIS, VideoFolder
 from .data.youtube import YouTubeVOS
-from .infer import VideoSegmenter
-from .metrics.vos import jaccard
 from .models.hub import load
 from .models.paper import load_backbones, set_checkpointing
 from .models.small import small_vos, start_from_imagenet
@@ -292,25 +290,6 @@ def train_parts(
         task = ChameleonTask(part.training, start) if made else RealTask(part.training, root, start)
         start = fit(task, part.fit, Path(out)/part.name, device, progress=progress)
     return start
-
-# %% ../nbs/57_curriculum.ipynb #fcdddef5
-@torch.no_grad()
-def follow_scores(
-    segmenter:VideoSegmenter,     # Its network is tested
-    videos:Sequence[VideoFolder], # With a mask for every frame
-)->dict[str,float]:             # Sequence -> mean J over objects and frames, without the first and the last
-    "J by sequence, nothing written: quick enough to choose by."
-    out = {}
-    for video in videos:
-        segmenter.reset()
-        scores = []
-        for t,(_,frame,mask) in enumerate(video):
-            found = segmenter.step(frame, mask if t==0 else None)
-            if t==0: ids = [i for i in mask.unique().tolist() if i>0]
-            elif t<len(video)-1:
-                scores.append(jaccard(*(one_hot_objects(labels, ids)>0 for labels in (found, mask))).mean())
-        out[video.name] = float(torch.stack(scores).mean())
-    return out
 
 # %% ../nbs/57_curriculum.ipynb #7849edc4
 class Noise(RealTask):

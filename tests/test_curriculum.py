@@ -6,11 +6,11 @@ import torch
 
 import stremn
 from stremn.core import StremnError, make_generator
-from stremn.curriculum import (Part, RealStage, RealTask, RealTraining, Videos, follow_scores, paper_parts, small_parts,
+from stremn.curriculum import (Part, RealStage, RealTask, RealTraining, Videos, paper_parts, small_parts,
                                still_folders, train_parts, training_videos)
 from stremn.data.synthetic import ChameleonConfig, chameleon_batch
 from stremn.data.vos import VideoFolder, write_mask
-from stremn.infer import VideoSegmenter
+from stremn.measure import RealProtocol, measure_real
 from stremn.memory.bank import BankConfig
 from stremn.models.small import small_vos
 from stremn.models.vos import VOSConfig, VOSModel
@@ -129,22 +129,8 @@ def test_two_parts_train_stop_go_on_and_segment(root, tmp_path):
                                               stremn.load(again).state_dict().values())]
     assert all(same)
     videos = training_videos(root, "davis2016-240p")
-    scores = follow_scores(VideoSegmenter(again), videos)
-    assert set(scores) == set(NAMES) and all(0 <= v <= 1 for v in scores.values())
-
-
-def test_follow_scores_is_one_for_who_knows_the_answer(root):
-    class Knows:
-        def reset(self): self.t = -1
-
-        def step(self, frame, mask=None):
-            self.t += 1
-            return self.video.mask(self.t)
-
-    video = training_videos(root, "davis2016-240p", only=("bear",))[0]
-    knows = Knows()
-    knows.video = video
-    assert follow_scores(knows, [video]) == {"bear": 1.}
+    record = measure_real(RealProtocol("small", str(again), "a made tree", slots=3), videos)
+    assert set(record.clips["J"]) == set(NAMES) and all(0 <= v <= 1 for v in record.clips["J"].values())
 
 
 def test_the_papers_numbers():
