@@ -188,7 +188,7 @@ class Training:
         options = (self.size, self.batch, not self.random_start, fit)
         return [with_options(p, *options) for p in shortened(parts, self.steps)]
 
-# %% ../nbs/63_cli.ipynb #9e78aacc
+# %% ../nbs/63_cli.ipynb #6b6ddbe4
 @dataclass
 class Train(Training):
     """Train a network; run it again with the same --out to go on where it stopped.
@@ -203,14 +203,22 @@ class Train(Training):
     both stages of the paper, for many GPUs."""
     data:Path = Path("data")
     "Folder that holds the data sets (see: stremn data); tiny needs none."
+    dry_run:Flag = False
+    "Take one real step of each part on noise, say how long it took and how much memory, and write nothing."
     start:Annotated[str|None, tyro.conf.arg(metavar="NAME")] = None
     "Weights to go on from, with the same network: of this package, or a .safetensors file."
 
     def run(self)->None:
         "Train to the end, and say where the weights are."
-        from stremn.curriculum import PROTOCOLS, train_parts
+        from stremn.curriculum import PROTOCOLS, dry_run, train_parts
         from stremn.train import steps_taken
         parts = self.changed(PROTOCOLS[self.protocol]())
+        if self.dry_run:
+            for record in (dry_run(part, self.device) for part in parts):
+                m = record.metrics
+                print(f"{record.name}: {m['seconds']:.1f} s a step, {m['operations']/1e12:.2f}e12 multiply-adds, "
+                      f"{m['bytes']/2**30:.1f} GiB; {record.config['steps']:,} steps: {m['whole']/86400:.1f} days here")
+            return
         steps,before = sum(p.steps for p in parts),sum(steps_taken(self.out/p.name) for p in parts)
         with no_traces(self.out):
             done = train_parts(parts, self.data, self.out, self.device, self.start, progress=not self.quiet)

@@ -291,7 +291,7 @@ def train_parts(
         start = fit(task, part.fit, Path(out)/part.name, device, progress=progress)
     return start
 
-# %% ../nbs/57_curriculum.ipynb #7849edc4
+# %% ../nbs/57_curriculum.ipynb #a6377738
 class Noise(RealTask):
     "Noise in the shape of a curriculum's clips: for measuring what a step takes."
     def __init__(self, config:RealTraining):
@@ -302,7 +302,7 @@ class Noise(RealTask):
         s,generator = self.config.stages[step],make_generator(seed)
         frames = torch.rand(s.batch, s.frames, 3, s.size, s.size, generator=generator)
         objects = max(s.objects)
-        column = 1+torch.arange(s.size)*objects//s.size                              # (W,)
+        column = torch.arange(s.size)*(objects+1)//s.size                            # (W,) background, then objects
         labels = column.expand(s.batch, s.frames, s.size, s.size).contiguous()
         return Batch(frames, labels, torch.ones(s.batch, objects, dtype=torch.bool))
 
@@ -317,13 +317,14 @@ def peak_bytes(
     if device.type=="cuda": return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*(1 if sys.platform=="darwin" else 1024)
 
-# %% ../nbs/57_curriculum.ipynb #aa2accc2
+# %% ../nbs/57_curriculum.ipynb #81b872d7
 def dry_run(
     part:Part,          # Of a protocol
     device:str="auto",  # "cpu" keeps off the GPU
     stage:int=-1,       # Which of its stages; -1: the last
 )->Record:              # seconds, operations (one a multiply-add) and peak bytes of one step, seconds of the whole part
     "Take one real step on noise: does it fit, how long does it take?"
+    check(isinstance(part.training, RealTraining), "dry run: expected the protocol small or paper, found tiny")
     chosen = replace(part.training, stages=(part.training.stages[stage],)*2)
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Noise(chosen), part.fit, Path(folder), device)
@@ -336,6 +337,6 @@ def dry_run(
             seconds.append(time.perf_counter()-began)
             if step==0: operations = count.get_total_flops()/2
     metrics = {"seconds":seconds[1], "operations":operations, "bytes":peak_bytes(where), "whole":part.steps*seconds[1]}
-    config = plain({"training":chosen, "fit":part.fit, "steps":part.steps})
+    config = plain({"protocol":chosen.protocol, "training":chosen, "fit":part.fit, "steps":part.steps})
     name = f"dry-{part.name or part.training.protocol}"
     return Record(name, {**metrics, "loss":numbers["loss"]}, config, part.fit.seed, sum(seconds), device=device_name(where))
