@@ -256,27 +256,30 @@ class Models:
             print(f"{name}  {sum(p.numel() for p in model.parameters()):,} weights  {made}")
         if not available(): print("no weights came with this copy of stremn; make some: stremn train vos --out run")
 
-# %% ../nbs/63_cli.ipynb #f2b43363
-STUDIES_OF = {"1":("t1-swapped", "t1-retrained"), "2":("t2-slots",), "6":("t6-fusion", "t6-long"), "long":("long",)}
+# %% ../nbs/63_cli.ipynb #00555c68
+STUDIES_OF = {"1":("t1-swapped", "t1-retrained"), "2":("t2-slots",), "3":("real-davis", "real-multi"), "6":("t6-fusion", "t6-long"), "long":("long",)}
 
 def stored_records()->Path: # nbs/results of a checkout; `results` in the current folder otherwise
     "Where the records of this copy lie."
     here = Path(__file__).resolve().parent.parent/"nbs"/"results" if "__file__" in globals() else Path("results")
     return here if here.is_dir() else Path("results")
 
+# %% ../nbs/63_cli.ipynb #12883728
 @dataclass
 class Table:
-    """Print a table as measured at the tiny protocol; with --run, train and measure what it lacks.
+    """Print a table as measured here; with --run, train and measure what it lacks.
 
     Example: stremn table 1 --run"""
-    name:tyro.conf.Positional[Literal["1", "2", "6", "long"]]
-    "Table of the paper, or long: 1,000-frame videos."
+    name:tyro.conf.Positional[Literal["1", "2", "3", "6", "long"]]
+    "Table of the paper (3: policies of the small network on real video), or long: 1,000-frame videos."
     run_missing:Annotated[bool, tyro.conf.arg(name="run"), getattr(tyro.conf, "FlagCreatePairsOff", None)] = False
     "Train and measure what has no record; takes hours for all tables, may be stopped and started."
     out:Annotated[Path|None, tyro.conf.arg(metavar="DIR")] = None
     "Folder of the records; the default is the one this copy came with."
     runs:Path = Path("runs")
     "Folder of the training runs."
+    data:Path = Path("data")
+    "Folder that holds the data sets; table 3 needs davis2016 (or DAVIS) and multi."
     seeds:int = 5
     "How many seeds, from 0 on."
     quiet:Flag = False
@@ -289,11 +292,20 @@ class Table:
         out = self.out or stored_records()
         check(self.seeds>0, f"--seeds: expected 1 or more, found {self.seeds}")
         for study in STUDIES_OF[self.name]:
-            if self.run_missing:
-                from stremn.studies import run_study
-                run_study(study, out, self.runs, range(self.seeds), progress=not self.quiet)
+            if self.run_missing: self.measure(study, out)
             check((out/study).is_dir(), f"{out/study}: expected records, found none; measure them with --run")
-            print(f"\n{study}\n\n{policy_table([r for r in load_records(out/study) if r.seed<self.seeds])}")
+            records = [r for r in load_records(out/study) if r.seed<self.seeds]
+            print(f"\n{study}\n\n{policy_table(records, 'JF' if self.name=='3' else 'J')}")
+
+    def measure(self, study:str, out:Path)->None:
+        "Add the records that are missing."
+        from stremn.measure import REAL_STUDIES, RealProtocol, measure_policies, real_videos
+        if study in REAL_STUDIES:
+            videos,c = real_videos(self.data, study),RealProtocol(data=REAL_STUDIES[study])
+            measure_policies(c, videos, out/study, progress=not self.quiet)
+        else:
+            from stremn.studies import run_study
+            run_study(study, out, self.runs, range(self.seeds), progress=not self.quiet)
 
 # %% ../nbs/63_cli.ipynb #2053f331
 @dataclass

@@ -4,12 +4,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from stremn.core import Record
 from stremn.data.clips import Clip
 from stremn.data.synthetic import ChameleonConfig, chameleon_batch
+from stremn.data.vos import VideoFolder, to_pixels, write_mask
 from stremn.infer import VideoSegmenter
-from stremn.measure import ORACLE, POLICIES, UNBOUNDED, TinyProtocol, frame_scores, held_out, measure, oracle, smooth
+from stremn.measure import (ORACLE, POLICIES, UNBOUNDED, RealProtocol, TinyProtocol, follow, frame_scores, held_out,
+                            measure, measure_policies, oracle, smooth)
 from stremn.memory.rules import RULES, Request
 from test_infer import network, refused
 
@@ -155,3 +158,33 @@ def test_only_the_first_frames_of_the_same_clips():
     c = TinyProtocol(clips=2, clip=CLIP)
     for whole, part in zip(held_out(c), held_out(replace(c, upto=4))):
         assert part.frames.shape[0] == 4 and torch.equal(part.frames, whole.frames[:4]) and len(part.modes) == 4
+
+
+def test_real_video_is_streamed_scored_and_stored_once(tmp_path, model):
+    clips = chameleon_batch((7, 8), ChameleonConfig(frames=7, objects=2))
+    videos = []
+    for clip, merge in zip(clips, (True, False), strict=True):
+        for t in range(7):
+            write_mask(tmp_path / clip.name / "masks" / f"{t}.png", clip.masks[t])
+            Image.fromarray(to_pixels(clip.frames[t])).save(tmp_path / clip.name / f"{t}.png")
+        videos.append(VideoFolder(tmp_path / clip.name, tmp_path / clip.name / "masks", merge))
+    c = RealProtocol("tiny", "vos-tiny", "made", slots=3)
+    rows = measure_policies(c, videos, tmp_path / "out", ("oldest", "unbounded"), model, progress=False)
+    one, two = (clip.name for clip in clips)
+    assert [r.name for r in rows] == ["oldest", "unbounded"]
+    assert set(rows[0].clips["J"]) == {one, f"{two}/1", f"{two}/2"} == set(rows[0].clips["F"])
+    for record in rows:
+        for m in "JF":
+            assert record.metrics[m] == pytest.approx(sum(record.clips[m].values()) / 3)
+        assert record.metrics["JF"] == pytest.approx((record.metrics["J"] + record.metrics["F"]) / 2)
+    found, true = follow(VideoSegmenter(model, "oldest", 3), videos[1])
+    for i in (1, 2):
+        ious = []
+        for a, b in zip(found[1:-1].numpy() == i, true[1:-1].numpy() == i, strict=True):
+            ious.append((a & b).sum() / (a | b).sum() if (a | b).any() else 1.)
+        assert rows[0].clips["J"][f"{two}/{i}"] == pytest.approx(sum(ious) / 5)
+    before = (tmp_path / "out" / "oldest-s0.json").read_bytes()
+    measure_policies(c, videos, tmp_path / "out", ("oldest",), model, progress=False)
+    assert (tmp_path / "out" / "oldest-s0.json").read_bytes() == before
+    measure_policies(c, videos[:1], tmp_path / "out", ("oldest",), model, progress=False)
+    assert (tmp_path / "out" / "oldest-s0.json").read_bytes() != before
