@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['T1', 'T2', 'T6', 'T3', 'T4', 'T5', 'TABLES', 'EQUATIONS', 'FIGURES', 'MEMORY_NOTES_1', 'MEMORY_NOTES_2',
            'RULE_NOTES_1', 'RULE_NOTES_2', 'VOS_NOTES_1', 'VOS_NOTES_2', 'PREDICTION_NOTES_1', 'PREDICTION_NOTES_2',
-           'RESULT_NOTES_1', 'RESULT_NOTES_2', 'READING_NOTES', 'Column', 'Row', 'PaperTable', 'MeanCheck', 'step',
-           'printed_means', 'disagreements', 'Equation', 'Index', 'Figure', 'ReadingNote', 'reading_note']
+           'RESULT_NOTES_1', 'RESULT_NOTES_2', 'MEASURING_NOTES', 'READING_NOTES', 'Column', 'Row', 'PaperTable',
+           'MeanCheck', 'step', 'printed_means', 'disagreements', 'Equation', 'Index', 'Figure', 'ReadingNote',
+           'reading_note']
 
 # %% ../nbs/02_paper.ipynb #d491d67f
 import difflib
@@ -401,7 +402,7 @@ RULE_NOTES_2 = (
         "because it then learns from little data.",
         "`MemoryBank(similarity=\"l2\", shared_keys=True, top_k=)`."),)
 
-# %% ../nbs/02_paper.ipynb #84918988
+# %% ../nbs/02_paper.ipynb #4967393c
 VOS_NOTES_1 = (
     ReadingNote("decoder-skips", "Secs. 3.3 and 4.1.1",
         "the decoder has no connections from the encoder; elsewhere, it is the decoder of STM, which has them.",
@@ -418,8 +419,9 @@ VOS_NOTES_1 = (
         "Adam at 1e-4 for images, cosine from 1e-5 to 1e-7 for videos, 384×384.",
         "batch size, number of steps, weight decay, warm-up, how many frames are skipped between two frames of a "
         "clip, augmentation.",
-        "take STM's published schedule for the skips and write down the rest in the configuration of the run.",
-        "the fields of the training configuration (notebook 53)."),
+        "take STM's published schedule: batches of four, 500,000 steps on stills, then 260 epochs of 3,771 clips with "
+        "gaps that grow by 5 every 20 epochs; write down the rest in the configuration of the run.",
+        "the fields of `RealTraining` and `FitConfig` (notebooks 57 and 53)."),
     ReadingNote("resolutions", "Sec. 4.1.1",
         "trained at 384×384.",
         "at which size it is tested; DAVIS is scored at 480 lines.",
@@ -545,13 +547,44 @@ RESULT_NOTES_2 = (
         "count operations exactly and measure both, side by side in one run.",
         "the sizes of notebook 60; `stremn bench`."),)
 
-# %% ../nbs/02_paper.ipynb #b5e94ea8
+# %% ../nbs/02_paper.ipynb #c9952168
+MEASURING_NOTES = (
+    ReadingNote("heads-cost", "App. A",
+        "O((M+1) N D_k²) for turning templates into update keys, and leaves the conversion of all templates to keys "
+        "and values out of the sum.",
+        "kernel and input width of the heads.",
+        "count STM's heads, 3×3 from 1,024 channels: 72 times D_k² for an update key, 432 times for all three.",
+        "`printed_flops`, the letter of the appendix, or `reencode`, the procedure (notebook 60)."),
+    ReadingNote("what-stm-holds", "App. A",
+        "STM's memory has T/γ frames.",
+        "the first and the previous frame, which STM holds as well.",
+        "count them.",
+        "`gamma=` (notebook 60)."),
+    ReadingNote("fifty-frames", "App. A",
+        "the model is significantly faster \"in long videos more than 50 frames\".",
+        "whether the fiftieth frame is meant or the sum of a video, the whole network or its memory, and the size.",
+        "print the frame and the video, the memory and the whole frame, each with its verdict.",
+        "`crossing`, `total_crossing`, `speedups` (notebook 60)."),
+    ReadingNote("distance-pooled", "Sec. 4.3, Fig. 5",
+        "d^K[t] counts templates t frames before the query, normalised over t.",
+        "over which queries and videos the count is pooled.",
+        "count over all queries of a clip, normalise for each clip, average over clips.",
+        "`queries=` of `distances`: \"last\" or \"full\" (notebook 61)."),
+    ReadingNote("distinct-frames", "Sec. 4.3, App. C",
+        "kept frames \"usually show significantly distinct appearances\".",
+        "what counts as distinct, and distinct compared with what.",
+        "count true looks on made video, take Eq. 1 between kept frames on any video, and subtract what the random "
+        "rule keeps on the same clip.",
+        "`kept_measures`, which takes any trace (notebook 61)."),)
+
+# %% ../nbs/02_paper.ipynb #87bf7686
 READING_NOTES:list[ReadingNote] = [
     ReadingNote(n.key, n.where, n.says, n.open, n.ours, n.switch, i)
     for i,n in enumerate((
         *MEMORY_NOTES_1, *MEMORY_NOTES_2, *RULE_NOTES_1, *RULE_NOTES_2,
         *VOS_NOTES_1,
-        *VOS_NOTES_2, *PREDICTION_NOTES_1, *PREDICTION_NOTES_2, *RESULT_NOTES_1, *RESULT_NOTES_2), 1)]
+        *VOS_NOTES_2, *PREDICTION_NOTES_1, *PREDICTION_NOTES_2, *RESULT_NOTES_1, *RESULT_NOTES_2,
+        *MEASURING_NOTES), 1)]
 
 def reading_note(
     key:str,     # For example "slot-roles"
