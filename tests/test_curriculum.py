@@ -7,7 +7,7 @@ import torch
 import stremn
 from stremn.core import StremnError, make_generator
 from stremn.curriculum import (Part, RealStage, RealTask, RealTraining, Videos, paper_parts, small_parts,
-                               still_folders, train_parts, training_videos)
+                               train_parts, training_videos, where_is)
 from stremn.data.synthetic import ChameleonConfig, chameleon_batch
 from stremn.data.vos import VideoFolder, write_mask
 from stremn.measure import RealProtocol, measure_real
@@ -145,14 +145,14 @@ def test_the_papers_numbers():
 
 
 def test_what_is_missing_is_named(root, tmp_path):
-    with pytest.raises(StremnError, match="coco: expected a data set of stills"):
-        still_folders(root, ("coco",))
+    with pytest.raises(StremnError, match="expected coco stills in it, found none; stremn data"):
+        where_is(root, "coco", "stills")
     with pytest.raises(StremnError, match="expected one of davis2016-240p, davis2017, youtube2018, found 'kitti'"):
         training_videos(root, "kitti")
-    with pytest.raises(StremnError, match="YouTube-VOS or YouTubeVOS"):
+    with pytest.raises(StremnError, match="expected YouTube-VOS 2018 train in it, found none"):
         training_videos(root, "youtube2018")
-    with pytest.raises(StremnError, match="expected the folder that holds the data sets"):
-        still_folders(tmp_path/"nowhere", ("shapes",))
+    with pytest.raises(StremnError, match="nowhere: expected"):
+        where_is(tmp_path/"nowhere", "shapes", "stills")
     empty = VideoFolder(root/"davis2016/JPEGImages/240p/bear")
     with pytest.raises(StremnError, match="expected an object to follow, found none"):
         Videos([empty]).sample(make_generator(0), 2, 16)
