@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FREE', 'Task', 'FitConfig', 'learning_rate', 'save_checkpoint', 'differences', 'load_checkpoint', 'steps_taken',
            'read_rows', 'Log', 'read_log', 'Steps', 'new_accelerator', 'open_folder', 'Run', 'take_step', 'take_steps',
-           'fit', 'finish', 'Stage', 'ChameleonTraining', 'shorten', 'begin_with', 'stage_of', 'clip_loss',
-           'ChameleonTask']
+           'fit', 'learning_curve', 'finish', 'Stage', 'ChameleonTraining', 'shorten', 'begin_with', 'stage_of',
+           'clip_loss', 'ChameleonTask']
 
 # %% ../nbs/53_train.ipynb #bfea1898
 import json
@@ -338,7 +338,18 @@ def fit(
     run.accelerator.wait_for_everyone()
     return weights if done else None
 
-# %% ../nbs/53_train.ipynb #0e6cde81
+# %% ../nbs/53_train.ipynb #35e77be7
+def learning_curve(
+    log:dict[str,list], # What `read_log` returned
+    points:int=40,      # Stretches of the run
+)->dict[str,list]:      # "step": where each stretch ends; mean "loss" and "J" of each
+    "A run in forty numbers, for its card."
+    n = len(log.get("loss", []))
+    ends = sorted({round(n*(i+1)/points) for i in range(points)}-{0})
+    spans = list(zip([0, *ends], ends))
+    means = {k:[round(float(np.mean(log[k][a:b])), 4) for a,b in spans] for k in ("loss", "J") if k in log}
+    return {"step":ends, **means} if n else {}
+
 def finish(
     network:nn.Module, # Trained network
     out:Path,          # Folder of the run
@@ -350,7 +361,7 @@ def finish(
     known = [s for s in log.get("seconds", []) if s is not None]
     card = {"task":task.name, "config":config, "steps":task.steps, "torch":torch.__version__,
             "seconds":round(sum(known), 1) if len(known)==task.steps else None, # of all starts together
-            "last_steps":{k:float(np.mean(log[k][-100:])) for k in ("loss", "J") if k in log}}
+            "last_steps":{k:float(np.mean(log[k][-100:])) for k in ("loss", "J") if k in log}, "curve":learning_curve(log)}
     (out/"card.json").write_text(json.dumps(plain(card), indent=1, sort_keys=True)+"\n")
     return save_weights(network, out/"model.safetensors", card, task.name)
 

@@ -21,8 +21,8 @@ from stremn.memory.bank import BankConfig
 from stremn.memory.rules import RULES
 from stremn.models.hub import load
 from stremn.models.vos import VOSConfig, VOSModel
-from stremn.train import (ChameleonTask, ChameleonTraining, FitConfig, Stage, differences, fit, learning_rate, read_log,
-                          shorten, stage_of, steps_taken)
+from stremn.train import (ChameleonTask, ChameleonTraining, FitConfig, Stage, differences, fit, learning_curve,
+                          learning_rate, read_log, shorten, stage_of, steps_taken)
 
 BANK = BankConfig(memory_channels=12, query_channels=12, key_channels=8, value_channels=8, update_channels=8, slots=3,
                   similarity="l2", shared_keys=True)
@@ -404,3 +404,12 @@ def test_a_run_may_begin_with_the_weights_of_another_but_not_with_its_score_scal
     assert all(torch.equal(v, before[k]) for k, v in begun.items() if k != "bank.beta")
     second = fit(task, FitConfig(), tmp_path / "second", "cpu", progress=False)
     assert load(second).card["config"]["start"]["task"]["model"]["bank"]["beta"] == 1.
+
+
+def test_the_curve_of_a_card_is_the_log_in_forty_means():
+    log = {"loss": [float(i) for i in range(100)], "J": [.5] * 100, "seconds": [1.] * 100}
+    c = learning_curve(log)
+    assert len(c["step"]) == 40 and c["step"][-1] == 100 and set(c["J"]) == {.5}
+    a, b = c["step"][6:8]
+    assert c["loss"][7] == round(sum(range(a, b)) / (b - a), 4)
+    assert learning_curve({"loss": [3., 1.]}) == {"step": [1, 2], "loss": [3., 1.]} and learning_curve({}) == {}
