@@ -210,7 +210,7 @@ class RealTask(Sources):
         "As on made video."
         return clip_loss(model, network, batch, self.draw(step, seed), self.config.dice, generator)
 
-# %% ../nbs/57_curriculum.ipynb #23cd5510
+# %% ../nbs/57_curriculum.ipynb #e82cc2d7
 @dataclass(frozen=True)
 class Part:
     "One run of a protocol; its weights are where the next one begins."
@@ -230,9 +230,11 @@ def tiny_parts()->tuple[Part,...]:
     return (Part("", ChameleonTraining(), FitConfig()),)
 
 def small_parts()->tuple[Part,...]:
-    "The `small` protocol: one run."
-    fit = FitConfig(lr=6e-4, warmup=100, decay_from=.3, weight_decay=.01, precision="bf16")
-    return (Part("", RealTraining(), fit),)
+    "The `small` protocol: one run down to a low rate, then longer clips and few slots at a rate that teaches the choice."
+    common = dict(decay_from=.3, weight_decay=.01, precision="bf16")
+    longer = RealTraining(stages=(RealStage(500, 2, 8, stills=.15, max_skip=8),), slots=(3, 4))
+    return (Part("short", RealTraining(), FitConfig(lr=6e-4, warmup=100, **common)),
+            Part("long", longer, FitConfig(lr=2e-4, warmup=20, **common)))
 
 def paper_parts()->tuple[Part,...]:
     "The paper's two stages; numbers of steps are STM's, as the paper gives none."
