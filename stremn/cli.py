@@ -256,8 +256,9 @@ class Models:
             print(f"{name}  {sum(p.numel() for p in model.parameters()):,} weights  {made}")
         if not available(): print("no weights came with this copy of stremn; make some: stremn train vos --out run")
 
-# %% ../nbs/63_cli.ipynb #00555c68
-STUDIES_OF = {"1":("t1-swapped", "t1-retrained"), "2":("t2-slots",), "3":("real-davis", "real-multi"), "6":("t6-fusion", "t6-long"), "long":("long",)}
+# %% ../nbs/63_cli.ipynb #bd0b0d73
+STUDIES_OF = {"1":("t1-swapped", "t1-retrained"), "2":("t2-slots",), "3":("real-davis", "real-multi"),
+              "6":("t6-fusion", "t6-long"), "long":("long",)}
 
 def stored_records()->Path: # nbs/results of a checkout; `results` in the current folder otherwise
     "Where the records of this copy lie."

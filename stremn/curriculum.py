@@ -210,7 +210,7 @@ class RealTask(Sources):
         "As on made video."
         return clip_loss(model, network, batch, self.draw(step, seed), self.config.dice, generator)
 
-# %% ../nbs/57_curriculum.ipynb #e82cc2d7
+# %% ../nbs/57_curriculum.ipynb #48fa0cb9
 @dataclass(frozen=True)
 class Part:
     "One run of a protocol; its weights are where the next one begins."
@@ -230,7 +230,7 @@ def tiny_parts()->tuple[Part,...]:
     return (Part("", ChameleonTraining(), FitConfig()),)
 
 def small_parts()->tuple[Part,...]:
-    "The `small` protocol: one run down to a low rate, then longer clips and few slots at a rate that teaches the choice."
+    "The `small` protocol: one run down to a low rate, then longer clips, few slots and a rate that teaches the choice."
     common = dict(decay_from=.3, weight_decay=.01, precision="bf16")
     longer = RealTraining(stages=(RealStage(500, 2, 8, stills=.15, max_skip=8),), slots=(3, 4))
     return (Part("short", RealTraining(), FitConfig(lr=6e-4, warmup=100, **common)),
@@ -316,7 +316,7 @@ def peak_bytes(
     if device.type=="cuda": return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*(1 if sys.platform=="darwin" else 1024)
 
-# %% ../nbs/57_curriculum.ipynb #81b872d7
+# %% ../nbs/57_curriculum.ipynb #e7aca452
 def dry_run(
     part:Part,          # Of a protocol
     device:str="auto",  # "cpu" keeps off the GPU
@@ -338,4 +338,5 @@ def dry_run(
     metrics = {"seconds":seconds[1], "operations":operations, "bytes":peak_bytes(where), "whole":part.steps*seconds[1]}
     config = plain({"protocol":chosen.protocol, "training":chosen, "fit":part.fit, "steps":part.steps})
     name = f"dry-{part.name or part.training.protocol}"
-    return Record(name, {**metrics, "loss":numbers["loss"]}, config, part.fit.seed, sum(seconds), device=device_name(where))
+    metrics["loss"] = numbers["loss"]
+    return Record(name, metrics, config, part.fit.seed, sum(seconds), device=device_name(where))

@@ -338,7 +338,7 @@ def fit(
     run.accelerator.wait_for_everyone()
     return weights if done else None
 
-# %% ../nbs/53_train.ipynb #35e77be7
+# %% ../nbs/53_train.ipynb #f86c7d1d
 def learning_curve(
     log:dict[str,list], # What `read_log` returned
     points:int=40,      # Stretches of the run
@@ -361,7 +361,8 @@ def finish(
     known = [s for s in log.get("seconds", []) if s is not None]
     card = {"task":task.name, "config":config, "steps":task.steps, "torch":torch.__version__,
             "seconds":round(sum(known), 1) if len(known)==task.steps else None, # of all starts together
-            "last_steps":{k:float(np.mean(log[k][-100:])) for k in ("loss", "J") if k in log}, "curve":learning_curve(log)}
+            "last_steps":{k:float(np.mean(log[k][-100:])) for k in ("loss", "J") if k in log},
+            "curve":learning_curve(log)}
     (out/"card.json").write_text(json.dumps(plain(card), indent=1, sort_keys=True)+"\n")
     return save_weights(network, out/"model.safetensors", card, task.name)
 
