@@ -1,4 +1,4 @@
-"""Contracts of the bank: storing projections changes nothing; roles, groups and policies are kept in every combination of options."""
+"""Contracts of the bank: storing projections changes nothing; roles, groups and policies hold with all options."""
 import copy
 import itertools
 from dataclasses import replace
@@ -38,7 +38,7 @@ def run(bank, stream, group=None, seed=0):
 # ---- storing projections -------------------------------------------------------------------------------------------
 
 class NaiveBank:
-    "What the paper says: store X, apply Eq. 4 to X, run every slot through the heads when it is read. Written on its own."
+    "What the paper says: store X, apply Eq. 4 to X, run every slot through the heads when it is read."
 
     def __init__(self, bank): self.bank, self.x = bank, []
 
@@ -46,11 +46,13 @@ class NaiveBank:
         if a is None:
             self.x.append(x)
         else:
-            self.x = [(1 - a[:, i, None, None, None]) * old + a[:, i, None, None, None] * x for i, old in enumerate(self.x)]
+            self.x = [(1 - a[:, i, None, None, None]) * old + a[:, i, None, None, None] * x
+                      for i, old in enumerate(self.x)]
 
     def read(self, query):
         b = self.bank
-        def head(conv): return torch.stack([nn.functional.conv2d(x, conv.weight, conv.bias, padding=1) for x in self.x], 1)
+        def head(conv):
+            return torch.stack([nn.functional.conv2d(x, conv.weight, conv.bias, padding=1) for x in self.x], 1)
         keys, values, updates = head(b.memory_key), head(b.memory_value), head(b.update_key)
         q = b.query_key(query).flatten(2)
         w = torch.einsum("bdp,bndhw->bpnhw", q, keys).div(q.shape[1] ** .5).flatten(2).softmax(-1)
@@ -87,14 +89,15 @@ def test_projections_give_the_same_values_and_gradients(kind, K, T):
                 naive.write(stream[t], a)
                 answer, updates = naive.read(query)
             loss = loss + (answer * weight).sum() + updates.pow(2).sum()     # read at every step
-        gradients = torch.autograd.grad(loss, [stream, query, scores, *(p for p in bank.parameters() if p is not bank.beta)])
+        weights = [p for p in bank.parameters() if p is not bank.beta]
+        gradients = torch.autograd.grad(loss, [stream, query, scores, *weights])
         results.append([answer, updates, loss, *gradients])
     for ours, naive in zip(*results):
         torch.testing.assert_close(ours, naive, atol=1e-10, rtol=1e-10)
     assert K == 1 or results[0][5][K:].abs().sum() > 0                       # the choices do get a gradient
 
 
-# ---- roles and policies against a simulation by hand -------------------------------------------------------------------
+# ---- roles and policies against a simulation by hand -----------------------------------------------------------------
 
 def by_hand(policy, stream, bank, K, pinned, latest):
     "Frames in each slot after each step of one video, with Python lists."
@@ -127,12 +130,13 @@ def test_equals_a_simulation_by_hand(policy, latest):
         torch.manual_seed(K)
         bank = MemoryBank(SMALL, slots=K, pinned=pinned, policy=policy, latest=latest).eval()
         stream = maps(25, seed=10 * K + pinned)
-        assert [h[0].tolist() for h in run(bank, stream)[0]] == list(by_hand(policy, stream, bank, K, pinned, latest)), (K, pinned)
+        found, wanted = [h[0].tolist() for h in run(bank, stream)[0]], by_hand(policy, stream, bank, K, pinned, latest)
+        assert found == list(wanted), (K, pinned)
 
 
 @pytest.mark.parametrize("policy", RULES)
 def test_every_combination_keeps_its_promises(policy):
-    "30 frames: pinned frames stay, the newest is there, frames are distinct, capacity is respected, slots hold what they say."
+    "30 frames: pinned ones stay, the newest is there, all are distinct, none too many, slots hold what they say."
     group = torch.tensor([5, 2, 5])
     for latest, pinned, K, each in itertools.product(("competes", "held"), (0, 1, 2), (1, 2, 5, None), (False, True)):
         if K is not None and K < max(1, pinned):
@@ -149,7 +153,7 @@ def test_every_combination_keeps_its_promises(policy):
             assert each or torch.equal(held[0], held[2])
         assert memory.seen == 30
         with torch.no_grad():
-            for i in range(memory.slots):                                    # what a slot holds is what it says it holds
+            for i in range(memory.slots):                                   # what a slot holds is what it says it holds
                 x = torch.stack([stream[f, b] for b, f in enumerate(memory.frames[:, i].tolist())])
                 torch.testing.assert_close(memory.values[:, i], bank.memory_value(x))
 
@@ -292,7 +296,7 @@ def test_a_memory_is_never_changed_in_place():
         assert all(torch.equal(a, b) for a, b in zip(memory[:4], before[:4])) and memory.seen == before.seen
 
 
-# ---- swapping and saving -----------------------------------------------------------------------------------------------
+# ---- swapping and saving ---------------------------------------------------------------------------------------------
 
 def test_policies_are_swapped_on_the_same_weights():
     bank, stream = MemoryBank(SMALL, slots=4).eval(), maps(20)
@@ -370,7 +374,8 @@ def test_mistakes_are_refused_in_one_line():
                         (lambda: MemoryBank(SMALL, latest="safe"), "unknown latest 'safe'"),
                         (lambda: MemoryBank(SMALL, noise="maybe"), "unknown noise 'maybe'"),
                         (lambda: MemoryBank(SMALL, pinned=-1), "pinned: expected 0 or more"),
-                        (lambda: bank.choose(memory, bank.template(maps(1, 3)[0]), 4, torch.tensor([0, 1])), "group: expected one video")):
+                        (lambda: bank.choose(memory, bank.template(maps(1, 3)[0]), 4, torch.tensor([0, 1])),
+                         "group: expected one video")):
         with pytest.raises(StremnError, match=words) as caught:
             call()
         assert "\n" not in str(caught.value)

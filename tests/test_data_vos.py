@@ -1,4 +1,4 @@
-"""Folders of frames and masks: dialects of masks, official trees, and one clear line for everything that does not fit."""
+"""Folders of frames and masks: dialects of masks, official trees, and one clear line for what does not fit."""
 import os
 
 import numpy as np
@@ -7,8 +7,9 @@ import torch
 from PIL import Image
 
 from stremn.core import StremnError
-from stremn.data.vos import (DAVIS, OFFICIAL, PALETTE, FramesAndMasks, VideoFolder, describe_data, fit_size, image_size, load_clip, natural_key,
-                             read_frame, read_mask, resize_frame, resize_mask, to_frame, to_pixels, write_mask)
+from stremn.data.vos import (DAVIS, OFFICIAL, PALETTE, FramesAndMasks, VideoFolder, describe_data, fit_size, image_size,
+                             load_clip, natural_key, read_frame, read_mask, resize_frame, resize_mask, to_frame,
+                             to_pixels, write_mask)
 
 H, W = 12, 16
 
@@ -119,7 +120,8 @@ def test_255_is_unlabelled_in_a_palette_and_in_colour(tmp_path):
     image.save(tmp_path / "p.png")
     Image.fromarray(PALETTE[labels]).save(tmp_path / "c.png")
     want = np.where(labels == 255, -1, labels.astype(int))
-    assert (read_mask(tmp_path / "p.png").numpy() == want).all() and (read_mask(tmp_path / "c.png").numpy() == want).all()
+    assert (read_mask(tmp_path / "p.png").numpy() == want).all()
+    assert (read_mask(tmp_path / "c.png").numpy() == want).all()
 
 
 def test_masks_that_are_none_are_refused_by_name(tmp_path):
@@ -225,7 +227,8 @@ def test_video_folder_streams_names_frames_and_masks(tmp_path):
     assert video.names == [f"{t:05d}" for t in range(11)] and video.object_ids == [1, 2]
     for _ in range(2):
         stream = list(video)
-        assert [n for n, _, _ in stream] == video.names and [t for t, (_, _, m) in enumerate(stream) if m is not None] == [0, 5]
+        assert [n for n, _, _ in stream] == video.names
+        assert [t for t, (_, _, m) in enumerate(stream) if m is not None] == [0, 5]
     assert torch.equal(video.mask(5), torch.from_numpy(label_map(5)).long()) and video.mask(1) is None
 
 
@@ -277,7 +280,8 @@ def test_davis_2017_and_2016_from_the_same_files(tmp_path):
         (tmp_path / "ImageSets" / year).mkdir(parents=True)
         (tmp_path / "ImageSets" / year / "val.txt").write_text("cows\nbear\n\n")
     both = DAVIS(tmp_path, 2017, "val")
-    assert both.names == ["cows", "bear"] and [v.name for v in both] == ["cows", "bear"] and both["bear"].object_ids == [1, 2]
+    assert both.names == ["cows", "bear"] and [v.name for v in both] == ["cows", "bear"]
+    assert both["bear"].object_ids == [1, 2]
     assert DAVIS(tmp_path, 2016, "val")["bear"].object_ids == [1] and both[1].name == both[-1].name == "bear"
     assert len(DAVIS(tmp_path, 2017, "val")) == 2 and both.missing == []
     with pytest.raises(IndexError):
@@ -288,7 +292,8 @@ def test_davis_2017_and_2016_from_the_same_files(tmp_path):
 def test_davis_2016_as_its_own_archive_lists_it(tmp_path):
     make_davis(tmp_path / "DAVIS", ["bear", "cows"])
     (tmp_path / "DAVIS" / "ImageSets" / "480p").mkdir(parents=True)
-    rows = [f"/JPEGImages/480p/{n}/{t:05d}.jpg /Annotations/480p/{n}/{t:05d}.png \n" for n in ("cows", "bear") for t in range(3)]
+    rows = [f"/JPEGImages/480p/{n}/{t:05d}.jpg /Annotations/480p/{n}/{t:05d}.png \n"
+            for n in ("cows", "bear") for t in range(3)]
     (tmp_path / "DAVIS" / "ImageSets" / "480p" / "train.txt").write_text("".join(rows))
     assert DAVIS(tmp_path, 2016, "train").names == ["cows", "bear"]
 
@@ -338,8 +343,10 @@ def test_describe_data_counts_against_the_official_numbers(tmp_path):
     make_video(tmp_path / "mine" / "JPEGImages" / "x", tmp_path / "mine" / "Annotations" / "x", n=1)
     rows = describe_data(tmp_path)
     found = {(r.dataset, r.split, r.resolution): (r.where, r.found, r.expected, r.complete) for r in rows if r.found}
-    assert found == {("DAVIS 2017", "train", "480p"): ("a/DAVIS", 2, 60, False), ("DAVIS 2017", "train", "Full-Resolution"): ("a/DAVIS", 1, 60, False),
-                     ("YouTube-VOS 2018", "train", ""): ("yt/train", 1, 3471, False), ("YouTube-VOS 2018", "valid", ""): ("yt/valid", 1, 474, False),
+    assert found == {("DAVIS 2017", "train", "480p"): ("a/DAVIS", 2, 60, False),
+                     ("DAVIS 2017", "train", "Full-Resolution"): ("a/DAVIS", 1, 60, False),
+                     ("YouTube-VOS 2018", "train", ""): ("yt/train", 1, 3471, False),
+                     ("YouTube-VOS 2018", "valid", ""): ("yt/valid", 1, 474, False),
                      ("mine", "all", ""): ("mine", 1, None, True)}
     absent = {(r.dataset, r.split): r.expected for r in rows if not r.found}
     assert absent == {key: n for key, n in OFFICIAL.items() if key not in {k[:2] for k in found}}
@@ -352,7 +359,8 @@ def test_load_clip_marks_frames_without_a_mask(tmp_path):
     make_video(tmp_path / "f", tmp_path / "m", n=5, masked=(0, 3))
     video = VideoFolder(tmp_path / "f", tmp_path / "m", name="v")
     clip = load_clip(video)
-    assert clip.frames.shape == (5, 3, H, W) and clip.masks.shape == (5, H, W) and clip.masks.dtype == torch.int64 and clip.name == "v"
+    assert clip.frames.shape == (5, 3, H, W) and clip.masks.shape == (5, H, W) and clip.masks.dtype == torch.int64
+    assert clip.name == "v"
     assert [bool((m == -1).all()) for m in clip.masks] == [False, True, True, False, True]
     back = load_clip(video, [3, 0], size=(6, 8))
     assert back.frames.shape == (2, 3, 6, 8) and torch.equal(back.masks[0], resize_mask(clip.masks[3], (6, 8)))
@@ -373,14 +381,16 @@ def test_resizing_invents_no_labels_and_no_values(seed):
 
 
 def test_fit_size():
-    assert fit_size((480, 854), 240) == (240, 427) and fit_size((854, 480), 240) == (427, 240) and fit_size((10, 20), (3, 4)) == (3, 4)
+    assert fit_size((480, 854), 240) == (240, 427) and fit_size((854, 480), 240) == (427, 240)
+    assert fit_size((10, 20), (3, 4)) == (3, 4)
     for bad in (0, -3, (0, 4), (1, 2, 3)):
         refused("size", fit_size, (10, 20), bad)
 
 
 # ---------------------------------------------------------------- real data
 def test_real_davis_opens(data_root):
-    train, val = DAVIS(data_root / "davis2016", 2016, "train", "240p"), DAVIS(data_root / "davis2016", 2016, "val", "240p", allow_missing=True)
+    root = data_root / "davis2016"
+    train, val = DAVIS(root, 2016, "train", "240p"), DAVIS(root, 2016, "val", "240p", allow_missing=True)
     assert len(train) == 30 and len(val) == 10
     for video in [*train, *val]:
         assert len(video) >= 25 and len(video.mask_files) == len(video) and video.size[0] == 240

@@ -1,4 +1,4 @@
-"""Contracts of the fusion module: Eqs. 6-12 in both printings, who receives what, and a bank that without fusion is a memory bank."""
+"""Contracts of fusion: Eqs. 6-12 in both printings, who receives what, and a bank that without it is a memory bank."""
 import copy
 import itertools
 from dataclasses import fields, replace
@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from stremn.core import StremnError, make_generator
 from stremn.memory.bank import BankConfig, MemoryBank
-from stremn.memory.fusion import PRINTINGS, FeatureBank, Fusion, FusionBank, FusionConfig, fam, fuse, target_slots, with_fusion
+from stremn.memory.fusion import (PRINTINGS, FeatureBank, Fusion, FusionBank, FusionConfig, fam, fuse, target_slots,
+                                  with_fusion)
 from stremn.memory.rules import RULES
 from stremn.memory.similarity import best_match_similarity
 from stremn.models.vos import VOSConfig, VOSModel
@@ -65,11 +66,13 @@ def test_fam_stays_inside_y_and_survives_half_precision():
     low, high = (f(y, (2, 3), keepdim=True) for f in (torch.amin, torch.amax))
     assert ((fam(x, y) >= low - 1e-12) & (fam(x, y) <= high + 1e-12)).all()
     for dtype in (torch.float16, torch.bfloat16):
-        assert (fam(x.to(dtype), y.to(dtype)).double() - fam(x.to(dtype).double(), y.to(dtype).double())).abs().max() < .05
+        a, b = x.to(dtype), y.to(dtype)
+        assert (fam(a, b).double() - fam(a.double(), b.double())).abs().max() < .05
 
 
 def test_fam_errors():
-    for x, y in ((randn(1, 2, 3, 3), randn(1, 3, 3, 3)), (randn(2, 2, 3, 3), randn(1, 2, 3, 3)), (randn(2, 3, 3), randn(2, 3, 3))):
+    for x, y in ((randn(1, 2, 3, 3), randn(1, 3, 3, 3)), (randn(2, 2, 3, 3), randn(1, 2, 3, 3)),
+                 (randn(2, 3, 3), randn(2, 3, 3))):
         with pytest.raises(StremnError, match="fam: expected x"):
             fam(x, y)
 
@@ -103,10 +106,11 @@ def test_fusion_equals_the_printed_lines(printing, scale, kernel):
 
 def test_printings_differ():
     torch.manual_seed(0)
-    convs, (i, j) = [nn.Conv2d(6, 3, 3, padding=1).double() for _ in range(3)], (randn(1, 3, 4, 4), randn(1, 3, 4, 4, seed=1))
+    convs = [nn.Conv2d(6, 3, 3, padding=1).double() for _ in range(3)]
+    i, j = randn(1, 3, 4, 4), randn(1, 3, 4, 4, seed=1)
     out = [fuse(i, j, *convs, name).target for name in PRINTINGS]
     assert min((a - b).abs().max() for a, b in itertools.combinations(out, 2)) > 1e-4
-    one = [fuse(i, i, *convs, name).target for name in PRINTINGS]            # a template fused into its own copy: no difference
+    one = [fuse(i, i, *convs, name).target for name in PRINTINGS]    # a template fused into its own copy: no difference
     torch.testing.assert_close(one[0], one[1])
     torch.testing.assert_close(one[0], one[2])
 
@@ -142,8 +146,9 @@ def test_operations_are_the_formula():
 
 
 def test_config_errors():
-    for change, words in ({"target": "nearest"}, "unknown target 'nearest'"), ({"printing": "errata"}, "unknown printing"), \
-            ({"kernel": 2}, "kernel: expected an odd size, found 2"):
+    for change, words in (({"target": "nearest"}, "unknown target 'nearest'"),
+                          ({"printing": "errata"}, "unknown printing"),
+                          ({"kernel": 2}, "kernel: expected an odd size, found 2")):
         with pytest.raises(StremnError, match=words):
             FusionConfig(**change)
     with pytest.raises(StremnError, match="fuse: expected two maps of one shape"):
@@ -244,7 +249,8 @@ def by_hand(bank, stream, query, K):
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("shared, into_pinned, printing", [(False, False, "main"), (True, True, "supplement"), (True, False, "mended")])
+@pytest.mark.parametrize("shared, into_pinned, printing",
+                         [(False, False, "main"), (True, True, "supplement"), (True, False, "mended")])
 def test_bank_equals_a_simulation_by_hand(target, shared, into_pinned, printing):
     torch.manual_seed(1)
     config = FusionConfig(target=target, into_pinned=into_pinned, printing=printing)
@@ -305,8 +311,9 @@ def test_rows_do_not_mix():
 
 # ---- in a network --------------------------------------------------------------------------------------------------
 
-TINY = VOSConfig(widths=(6, 8), decoder_width=6, bank=BankConfig(memory_channels=8, query_channels=8, key_channels=4, value_channels=5,
-                 update_channels=4, slots=3, similarity="l2", shared_keys=True))
+TINY = VOSConfig(widths=(6, 8), decoder_width=6, bank=BankConfig(
+    memory_channels=8, query_channels=8, key_channels=4, value_channels=5, update_channels=4, slots=3, similarity="l2",
+    shared_keys=True))
 
 
 def clip(V=2, T=7, O=2):
@@ -317,7 +324,7 @@ def clip(V=2, T=7, O=2):
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_in_the_vos_model(shared):
-    "Assigned to model.bank: off, the network is the same; on, gradients reach the fusion weights; the state dict says what was added."
+    "Assigned to model.bank: off, the network is the same; on, gradients reach it; the state dict says what was added."
     torch.manual_seed(0)
     model = VOSModel(replace(TINY, bank=replace(TINY.bank, shared_keys=shared))).double()
     frames, first, valid = clip()
@@ -338,7 +345,7 @@ def test_in_the_vos_model(shared):
 
 
 def test_what_a_checkpoint_holds():
-    "Numbers for the log are no weights; a copy is a copy; fusion weights survive a round trip, policy and slots are taken over."
+    "Numbers for the log are no weights; a copy is a copy; weights survive a round trip, policy and slots too."
     torch.manual_seed(0)
     plain = MemoryBank(SMALL, slots=3, policy="random").eval()
     plain.slots, plain.policy = 5, "newest"

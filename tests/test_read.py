@@ -1,4 +1,4 @@
-"""Contracts of the read: equal to attention in numpy float64, whatever the sizes and options; safe in half precision."""
+"""Contracts of the read: attention in numpy float64, whatever the sizes and options; safe in half precision."""
 import math
 
 import numpy as np
@@ -19,9 +19,11 @@ def memory_of(keys, values):
 def draw(seed, dtype=torch.float32, **sizes):
     "A random query and memory of random sizes."
     gen, g = np.random.default_rng(seed), make_generator(seed)
-    B, n, Dk, Dv, H, W, h, w = (sizes.get(k, int(gen.integers(1, 6))) for k in ("B", "n", "Dk", "Dv", "H", "W", "h", "w"))
+    B, n, Dk, Dv, H, W, h, w = (sizes.get(k, int(gen.integers(1, 6)))
+                                for k in ("B", "n", "Dk", "Dv", "H", "W", "h", "w"))
     return (torch.randn(B, Dk, h, w, generator=g).to(dtype),
-            memory_of(torch.randn(B, n, Dk, H, W, generator=g).to(dtype), torch.randn(B, n, Dv, H, W, generator=g).to(dtype)))
+            memory_of(torch.randn(B, n, Dk, H, W, generator=g).to(dtype),
+                      torch.randn(B, n, Dv, H, W, generator=g).to(dtype)))
 
 
 def judge(query, memory, similarity="dot", top_k=None, scale=None):
@@ -33,9 +35,10 @@ def judge(query, memory, similarity="dot", top_k=None, scale=None):
     scale = 1 / math.sqrt(Dk) if scale is None else scale
     for b in range(B):
         where = [(i, r, c) for i in range(n) for r in range(H) for c in range(W)]
+        keys = [k[b, i, :, r, c] for i, r, c in where]
         for p in range(P):
             x = q[b, :, p // q.shape[3], p % q.shape[3]]
-            likeness = np.array([x @ k[b, i, :, r, c] if similarity == "dot" else -((x - k[b, i, :, r, c]) ** 2).sum() for i, r, c in where])
+            likeness = np.array([x @ key if similarity == "dot" else -((x - key) ** 2).sum() for key in keys])
             e = np.exp(scale * (likeness - likeness.max()))
             if top_k is not None:
                 e[np.argsort(-likeness)[top_k:]] = 0
@@ -47,8 +50,8 @@ def judge(query, memory, similarity="dot", top_k=None, scale=None):
 @pytest.mark.parametrize("seed", range(12))
 def test_equals_numpy_in_float64(seed):
     query, memory = draw(seed, torch.float64)
-    for options in ({}, {"scale": 1.}, {"similarity": "l2"}, {"similarity": "l2", "scale": .7}, {"top_k": 1}, {"top_k": 3},
-                    {"similarity": "l2", "top_k": 2, "scale": 2.}, {"top_k": 10**6}):
+    for options in ({}, {"scale": 1.}, {"similarity": "l2"}, {"similarity": "l2", "scale": .7}, {"top_k": 1},
+                    {"top_k": 3}, {"similarity": "l2", "top_k": 2, "scale": 2.}, {"top_k": 10**6}):
         answer, weights = judge(query, memory, **options)
         np.testing.assert_allclose(read(query, memory, **options).numpy(), answer, atol=1e-10)
         np.testing.assert_allclose(affinity(query, memory, **options).numpy(), weights, atol=1e-10)
@@ -67,7 +70,8 @@ def test_float32_is_close_and_any_grid_is_allowed():
     for seed in range(5):
         query, memory = draw(seed, H=7, W=3, h=2, w=9)
         for similarity in ("dot", "l2"):
-            np.testing.assert_allclose(read(query, memory, similarity).numpy(), judge(query, memory, similarity)[0], atol=1e-5)
+            np.testing.assert_allclose(read(query, memory, similarity).numpy(), judge(query, memory, similarity)[0],
+                                       atol=1e-5)
             assert read(query, memory, similarity).shape == (len(query), memory.values.shape[2], 2, 9)
 
 
@@ -93,7 +97,8 @@ def test_order_of_slots_and_of_pixels_does_not_matter(similarity, top_k):
     g, out = make_generator(0), read(query, memory, similarity, top_k)
     for _ in range(5):
         slots, rows, columns = (torch.randperm(k, generator=g) for k in (5, 3, 4))
-        shuffled = memory._replace(**{x: getattr(memory, x)[:, slots][:, :, :, rows][..., columns] for x in ("keys", "values")})
+        shuffled = memory._replace(**{x: getattr(memory, x)[:, slots][:, :, :, rows][..., columns]
+                                      for x in ("keys", "values")})
         torch.testing.assert_close(read(query, shuffled, similarity, top_k), out)
 
 
@@ -126,7 +131,8 @@ def test_half_precision(dtype, top_k):
     for similarity in ("dot", "l2"):
         query, memory = draw(5, dtype, B=2, n=3, Dk=32, Dv=4, H=4, W=4, h=3, w=3)
         out = read(query, memory, similarity, top_k)
-        want = read(query.float(), memory._replace(keys=memory.keys.float(), values=memory.values.float()), similarity, top_k)
+        want = read(query.float(), memory._replace(keys=memory.keys.float(), values=memory.values.float()), similarity,
+                    top_k)
         assert out.dtype == dtype and (out.float() - want).abs().mean() < .02
         if top_k is None: # with top_k the k-th best and the next may change places in 16 bits
             torch.testing.assert_close(out.float(), want, atol=.1, rtol=.1)
@@ -153,7 +159,8 @@ def test_scale_may_be_a_tensor_with_a_gradient():
     query, memory = draw(8, torch.float64, n=3, H=3, W=3)
     scale = torch.tensor(.8, dtype=torch.double, requires_grad=True)
     for top_k in (None, 4):
-        torch.testing.assert_close(read(query, memory, top_k=top_k, scale=scale), read(query, memory, top_k=top_k, scale=.8))
+        torch.testing.assert_close(read(query, memory, top_k=top_k, scale=scale),
+                                   read(query, memory, top_k=top_k, scale=.8))
     read(query, memory, scale=scale).pow(2).sum().backward()
     assert scale.grad.abs() > 0
 

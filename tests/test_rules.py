@@ -1,4 +1,4 @@
-"""Contracts of the rules: each equals a plain Python simulation, the random ones in law; masks, order and generators are respected."""
+"""Contracts of the rules: each equals a simulation in plain Python, the random ones in law; masks, order, draws."""
 import itertools
 import math
 import random as stdlib_random
@@ -21,7 +21,8 @@ def request(frames, candidates=None, t=None, offered=None, scores=None, **option
     candidates = torch.ones_like(frames, dtype=torch.bool) if candidates is None else candidates
     scores = torch.zeros(frames.shape) if scores is None else scores
     t = int(frames.max()) + 1 if t is None else t
-    return Request(frames, candidates, t, t + 1 if offered is None else offered, lambda: scores, lambda: scores, **options)
+    return Request(frames, candidates, t, t + 1 if offered is None else offered, lambda: scores, lambda: scores,
+                   **options)
 
 
 def replay(rule, T, n, pinned, V=1, looks=None, **options):
@@ -169,7 +170,8 @@ def test_learned_gradient_reaches_candidates_only():
     assert scores.grad[:, 1:4].abs().min() > 0 and not scores.grad[:, [0, 4]].any()
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.int32])
+@pytest.mark.parametrize("dtype",
+                         [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.int32])
 def test_pick_in_every_number_type(dtype):
     merit = torch.tensor([[9, 1, 3, 2], [9, 4, 4, 1]]).to(dtype)
     free = torch.tensor([[False, True, True, True]]).expand(2, 4)
@@ -185,7 +187,8 @@ def test_pick_extremes():
 
 def test_uniform_is_uniform_and_shaped():
     u = uniform(request([[0, 1]], generator=make_generator(0)), (5000,))
-    assert u.shape == (5000,) and u.min() >= 0 and u.max() < 1 and stats.kstest(u.numpy(), "uniform").pvalue > FALSE_ALARM
+    assert u.shape == (5000,) and u.min() >= 0 and u.max() < 1
+    assert stats.kstest(u.numpy(), "uniform").pvalue > FALSE_ALARM
 
 
 def test_names_and_refusals():

@@ -54,8 +54,9 @@ def test_what_is_written_is_read(tmp_path, size):
         assert [name for name, _, _ in stream] == [f"{t:05d}" for t in range(30)]
         for t, (_, frame, mask) in enumerate(stream):
             assert mask is None and frame.shape == (3, 48, 64) and frame.dtype == torch.float32
-            inside = (frame - torch.nn.functional.pad(blocks(t, size), (0, size[1] % 2, 0, size[0] % 2), mode="replicate"))
-            centre = inside[:, 4::8, 4::8]                                              # away from edges, where colour is shared
+            inside = (frame - torch.nn.functional.pad(blocks(t, size), (0, size[1] % 2, 0, size[0] % 2),
+                                                      mode="replicate"))
+            centre = inside[:, 4::8, 4::8]                                     # away from edges, where colour is shared
             assert centre.abs().mean() < .02 and abs(centre.mean()) < .004              # unbiased: no darkening
 
 
@@ -64,7 +65,8 @@ def test_uint8_frames_are_written_like_floating_point_ones(tmp_path):
         with VideoWriter(tmp_path / f"{name}.mp4", 25, (48, 64)) as out:
             for t in range(5):
                 out.write(scale(blocks(t)))
-    assert all(torch.equal(a[1], b[1]) for a, b in zip(VideoFile(tmp_path / "a.mp4"), VideoFile(tmp_path / "b.mp4"), strict=True))
+    pair = (VideoFile(tmp_path / name) for name in ("a.mp4", "b.mp4"))
+    assert all(torch.equal(a[1], b[1]) for a, b in zip(*pair, strict=True))
 
 
 def test_the_file_is_what_browsers_play(tmp_path):
@@ -74,7 +76,7 @@ def test_the_file_is_what_browsers_play(tmp_path):
         assert "mp4" in box.format.name and stream.codec_context.name == "h264" and stream.pix_fmt == "yuv420p"
         assert stream.average_rate == Fraction(30000, 1001)
     data = path.read_bytes()
-    assert data.find(b"moov") < data.find(b"mdat")                                      # playable before it has all arrived
+    assert data.find(b"moov") < data.find(b"mdat")                                  # playable before it has all arrived
 
 
 # ---------------------------------------------------------------- nothing half done
@@ -124,7 +126,8 @@ def test_the_writer_refuses(tmp_path):
 
 # ---------------------------------------------------------------- damage
 def test_files_that_are_no_video_are_refused(tmp_path):
-    for name, data in (("a.mp4", b"buy milk\n" * 200), ("b.avi", os.urandom(4096)), ("notes.txt", b"hello world\n" * 100)):
+    for name, data in (("a.mp4", b"buy milk\n" * 200), ("b.avi", os.urandom(4096)),
+                       ("notes.txt", b"hello world\n" * 100)):
         (tmp_path / name).write_bytes(data)
         refused([name, "expected a video file"], VideoFile, tmp_path / name)
     (tmp_path / "empty.mp4").touch()
@@ -157,7 +160,7 @@ def test_a_missing_index_is_refused_at_once(tmp_path):
 @pytest.mark.parametrize("extra", [0, 7])
 def test_a_cut_video_raises_after_the_frames_that_are_whole(tmp_path, extra):
     path = make(tmp_path / "v.mp4")
-    path.write_bytes(path.read_bytes()[:starts(path)[20] + extra])                      # between two pictures, or inside one
+    path.write_bytes(path.read_bytes()[:starts(path)[20] + extra])                 # between two pictures, or inside one
     got = []
 
     def read():
@@ -191,10 +194,11 @@ def test_avi_cut_short_is_noticed(tmp_path):
         stream = box.add_stream("mjpeg", rate=25)
         stream.height, stream.width, stream.pix_fmt = 47, 63, "yuvj420p"
         for t in range(20):
-            box.mux(stream.encode(av.VideoFrame.from_ndarray(to_pixels(blocks(t, (47, 63))), format="rgb24").reformat(format="yuvj420p")))
+            frame = av.VideoFrame.from_ndarray(to_pixels(blocks(t, (47, 63))), format="rgb24")
+            box.mux(stream.encode(frame.reformat(format="yuvj420p")))
         box.mux(stream.encode(None))
     video = VideoFile(path)
-    assert video.size == (47, 63) and len(list(video)) == 20                            # odd sizes come back as they are
+    assert video.size == (47, 63) and len(list(video)) == 20                           # odd sizes come back as they are
     path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
     refused(["v.avi", "frames"], lambda: list(VideoFile(path)))
 
@@ -209,7 +213,7 @@ def test_rotation_notes_are_honoured(tmp_path, turn):
         for _ in range(3):
             out.write(picture)
     data = bytearray(path.read_bytes())
-    matrix = data.find(b"tkhd") + 4 + 40                                                # 3x3 matrix of the track header, version 0
+    matrix = data.find(b"tkhd") + 4 + 40                                     # 3x3 matrix of the track header, version 0
     c, s = {0: (1, 0), 90: (0, 1), 180: (-1, 0), 270: (0, -1)}[turn]                    # clockwise on the screen
     for i, v in enumerate((c, s, 0, -s, c, 0)):
         data[matrix + 4 * i:matrix + 4 * i + 4] = (v << 16).to_bytes(4, "big", signed=True)
@@ -236,9 +240,9 @@ def test_memory_does_not_grow_with_length(tmp_path):
         if count == 100 and os.path.exists("/proc/self/statm"):
             gc.collect()
             before = resident()
-    assert count == 1000 and most <= 2                                                  # the frame in hand and the one before
+    assert count == 1000 and most <= 2                                            # the frame in hand and the one before
     if before is not None:
-        held = 900 * 64 * 64 * 3 * 4                                                    # 44 MB if frames were kept, 11 MB as bytes
+        held = 900 * 64 * 64 * 3 * 4                                         # 44 MB if frames were kept, 11 MB as bytes
         assert resident() - before < held / 8
 
 
@@ -254,7 +258,8 @@ def test_open_source(tmp_path):
     make(tmp_path / "v.mp4", n=2)
     (tmp_path / "f").mkdir()
     Image.fromarray(to_pixels(blocks(0))).save(tmp_path / "f" / "0.png")
-    assert isinstance(open_source(tmp_path / "v.mp4"), VideoFile) and isinstance(open_source(str(tmp_path / "f")), VideoFolder)
+    assert isinstance(open_source(tmp_path / "v.mp4"), VideoFile)
+    assert isinstance(open_source(str(tmp_path / "f")), VideoFolder)
     refused(["0.png", "single image"], open_source, tmp_path / "f" / "0.png")
     refused(["nowhere", "no such file"], open_source, tmp_path / "nowhere")
 

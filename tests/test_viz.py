@@ -1,4 +1,4 @@
-"""Pictures say what the arrays say: colours and masks pixel by pixel, life-lines counted by another route, errors in one line."""
+"""Pictures say what the arrays say: colours and masks by pixel, life-lines by another route, errors in one line."""
 import subprocess
 import sys
 
@@ -9,9 +9,9 @@ import torch
 from stremn import viz
 from stremn.core import StremnError
 
-DAVIS = [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128), (128, 0, 128), (0, 128, 128), (128, 128, 128),
-         (64, 0, 0), (192, 0, 0), (64, 128, 0), (192, 128, 0), (64, 0, 128), (192, 0, 128), (64, 128, 128), (192, 128, 128),
-         (0, 64, 0), (128, 64, 0), (0, 192, 0), (128, 192, 0), (0, 64, 128)]
+DAVIS = [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128), (128, 0, 128), (0, 128, 128),
+         (128, 128, 128), (64, 0, 0), (192, 0, 0), (64, 128, 0), (192, 128, 0), (64, 0, 128), (192, 0, 128),
+         (64, 128, 128), (192, 128, 128), (0, 64, 0), (128, 64, 0), (0, 192, 0), (128, 192, 0), (0, 64, 128)]
 
 
 # ---- colours and overlays --------------------------------------------------------------------------------------
@@ -102,7 +102,8 @@ def test_overlay_leaves_its_arguments_and_cuts_overshoot():
     (lambda f, m: viz.strip(f[None], m), "labels of '': expected label maps"),
     (lambda f, m: viz.strip(f[None], titles=["a", "b"]), "titles: expected 1, one a frame, found 2"),
     (lambda f, m: viz.strip(f[None], every=0), "every, ncols: expected 1 or more"),
-    (lambda f, m: viz.strips({"a": (f[None], None), "b": (f[None].expand(2, -1, -1, -1), None)}), "clips of one length"),
+    (lambda f, m: viz.strips({"a": (f[None], None), "b": (f[None].expand(2, -1, -1, -1), None)}),
+     "clips of one length"),
     (lambda f, m: viz.match_maps(f, f, (0, 0)), r"slots: expected shape \(K,3,h,w\), found \(3, 4, 6\)"),
     (lambda f, m: viz.match_maps(f, f[None], (4, 0)), r"pixel: expected \(y,x\) inside 4 x 6, found \(4, 0\)"),
     (lambda f, m: viz.match_maps(f, f[None], (0, 0), ["a", "b"]), "names: expected 1, one a slot, found 2"),
@@ -189,7 +190,8 @@ def test_lives_rebuild_the_history(seed):
         rebuilt[life.start:life.end+1, life.slot] = life.frame
     assert (rebuilt == history).all()
     assert [life.start for life in lives] == sorted(life.start for life in lives)
-    entries = sum(history[t, k] >= 0 and (t == 0 or history[t-1, k] != history[t, k]) for t in range(T) for k in range(K))
+    entries = sum(history[t, k] >= 0 and (t == 0 or history[t-1, k] != history[t, k]) for t in range(T)
+                  for k in range(K))
     assert len(lives) == entries
 
 
@@ -244,7 +246,8 @@ def test_survivors_marks_what_is_held_at_the_end_and_how_long_the_rest_was(plt):
         assert heights.keys() == held.keys()
         for f, height in heights.items():
             assert height == pytest.approx(.7*held[f]/(50-f))
-        assert all(abs(s[:, 1]-row).max() < .5 for s in light.get_segments() + strong.get_segments()), "stays in its row"
+        assert all(abs(s[:, 1]-row).max() < .5
+                   for s in light.get_segments() + strong.get_segments()), "stays in its row"
     assert [t.get_text() for t in ax.get_yticklabels()] == list(histories)
 
 
