@@ -313,14 +313,10 @@ class VideoSegmenter(Stream):
         check(t>0 or labels is not None and bool((labels>0).any()),
               "frame 0: expected a mask with at least one object to start from, "
               f"found {'no mask' if mask is None else 'an empty one'}")
-        with borrowed(self.model, self.policy, self.slots) as model: return self.follow(model, frame, labels)
+        with borrowed(self.model, self.policy, self.slots) as model: return self._follow(model, frame, labels)
 
-    def follow(self,
-        model:VOSModel,     # Network, with the policy to use
-        frame:Tensor,       # (3,H,W) float32 in [0,1]
-        labels:Tensor|None, # (H,W) int64
-    )->Tensor:              # (H,W) int64 object ids on the CPU
-        "What `step` does once its arguments are in order; a subclass may look in another way."
+    def _follow(self, model:VOSModel, frame:Tensor, labels:Tensor|None)->Tensor: # What a subclass may do in another way
+        "One step, with arguments that are in order."
         out,self.state = advance(model, self.state, frame, labels, self.generator)
         return out
 
