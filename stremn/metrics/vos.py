@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['as_masks', 'jaccard', 'boundary', 'tolerance_radius', 'points_of', 'near', 'contour_accuracy', 'Statistics',
            'statistics', 'ObjectScore', 'score_object', 'ids_of', 'score_video', 'Report', 'read_labels', 'read_pair',
-           'evaluate_folders', 'evaluate_davis']
+           'evaluate_folders', 'evaluate_davis', 'score_late', 'YouTubeReport', 'evaluate_youtube']
 
-# %% ../../nbs/51_metrics.vos.ipynb #d491d67f
+# %% ../../nbs/51_metrics.vos.ipynb #4c9862d9
 import csv,io,math
+from collections.abc import Collection,Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from tqdm import tqdm
 
 from ..core import StremnError, check
 from ..data.vos import natural_key, read_mask
+from ..data.youtube import YouTubeVOS, unseen_objects
 
 # %% ../../nbs/51_metrics.vos.ipynb #33d71c1d
 def as_masks(
@@ -334,3 +336,82 @@ def evaluate_davis(
     videos = names.read_text().split()
     check(videos, f"{names}: one sequence name a line expected, the file is empty")
     return evaluate_folders(pred_dir, Path(root)/"Annotations"/resolution, videos, single=year==2016, progress=progress)
+
+# %% ../../nbs/51_metrics.vos.ipynb #ba16f416
+def score_late(
+    pred,                 # (T,H,W) predicted label map, 0 is background
+    truth,                # (T,H,W) true label map; a frame of -1 has no annotation and is left out
+    entries:dict[int,int]|None=None, # Object id -> frame in which its mask is given; None: the first that shows it
+    tolerance:float=.008, # Share of the frame's diagonal that F forgives
+)->dict[int,ObjectScore]: # Score of each object by id; none for an object given in the last annotated frame
+    "J and F of every object on the annotated frames after the one in which it enters, as in YouTube-VOS."
+    pred,truth = torch.as_tensor(pred),torch.as_tensor(truth)
+    check(pred.ndim==3 and pred.shape==truth.shape,
+          f"two label maps (T,H,W) of one shape expected, got {tuple(pred.shape)} and {tuple(truth.shape)}")
+    frames = torch.tensor([t for t,m in enumerate(truth) if m.numel() and m.max()>=0], dtype=torch.int64)   # annotated
+    if entries is None: entries = {i:int(t) for t in frames.flip(0) for i in ids_of(truth[t]) if i>0}
+    scores = {}
+    for i,enters in sorted(entries.items()):
+        keep = frames[frames>enters]                                                                        # (T',)
+        if len(keep)==0: continue
+        p,t = pred[keep]==i,truth[keep]==i
+        scores[i] = ObjectScore(i, keep, jaccard(p,t).cpu(), contour_accuracy(p,t,tolerance))
+    return scores
+
+# %% ../../nbs/51_metrics.vos.ipynb #b206eb27
+class YouTubeReport(Report):
+    "Scores of YouTube-VOS: means over objects of seen and of unseen categories, and the mean of the four, called G."
+    def __init__(
+        self,
+        videos:dict[str,dict[int,ObjectScore]], # For each video, what `score_late` returned
+        unseen:Collection[tuple[str,int]]=(),   # (video, object id) of the objects of unseen categories
+    ):
+        super().__init__(videos)
+        self.unseen = set(unseen) & set(self.objects)
+
+    def group(self,
+        unseen:bool, # Which of the two
+    )->list[ObjectScore]:
+        "The objects of one group."
+        return [s for key,s in self.objects.items() if (key in self.unseen)==unseen]
+
+    @property
+    def metrics(self)->dict[str,float]: # overall, seen_J, seen_F, unseen_J, unseen_F: shares of 1, not percent
+        out = {f"{called}_{name}":sum(getattr(s,name.lower()) for s in objects)/len(objects)
+               for called,unseen in (("seen",False),("unseen",True)) if (objects:=self.group(unseen)) for name in "JF"}
+        return {"overall":sum(out.values())/4} | out if len(out)==4 else out
+
+    def to_csv(self)->str: # Text of a table: video, object, frames, J&F, J, F, group
+        head,*rows = super().to_csv().splitlines()
+        groups = ["unseen" if key in self.unseen else "seen" for key in self.objects]
+        return "\n".join([f"{head},group", *(f"{row},{g}" for row,g in zip(rows, groups))])+"\n"
+
+    def _repr_markdown_(self)->str: # The four means and theirs; an object's own scores are in `to_csv`
+        m = self.metrics
+        lines = ["| objects | number | J | F |", "|:--|--:|--:|--:|"]
+        lines += [f"| {g} | {len(self.group(g=='unseen'))} | {m[f'{g}_J']:.3f} | {m[f'{g}_F']:.3f} |"
+                  for g in ("seen","unseen") if f"{g}_J" in m]
+        return "\n".join([*lines, f"| overall | {len(self.objects)} | {m['overall']:.3f} | |" if "overall" in m else
+                          "| overall | | not defined: one group is empty | |"])
+
+# %% ../../nbs/51_metrics.vos.ipynb #f44b9ad3
+def evaluate_youtube(
+    pred_dir:str|Path,     # Predictions: <pred_dir>/<video>/<frame>.png
+    data:YouTubeVOS,       # Split with all its masks
+    seen:Iterable[str],    # Categories that occur in training, see `categories`
+    progress:bool=False,   # Show a progress bar on stderr?
+)->YouTubeReport:          # Means of seen and unseen objects, and the overall score
+    "J and F of a split in YouTube-VOS's tree: objects from their own entry on, seen and unseen categories apart."
+    pred_dir,scores = Path(pred_dir),{}
+    check(pred_dir.is_dir(), f"{pred_dir}: a folder of masks expected, not found")
+    unseen = unseen_objects(data.notes, seen)
+    for v in tqdm(data.names, desc="scoring", unit="video", disable=not progress):
+        truth = data.folders[v][1]
+        files = sorted((f.stem for f in truth.glob("*.png")), key=natural_key)
+        asked = {f for note in data.notes[v].values() for f in note.frames}
+        lost = sorted(asked-set(files), key=natural_key)
+        check(not lost, f"{truth}: true masks of all {len(asked)} frames asked for expected, {len(lost)} missing, "
+                        f"such as {lost[:1]} (the masks of validation and test stay with the server)")
+        entries = {i:files.index(note.frames[0]) for i,note in data.notes[v].items()}
+        scores[v] = score_late(*read_pair(pred_dir/v, truth, drop_ends=False), entries)
+    return YouTubeReport(scores, unseen)
