@@ -1,4 +1,4 @@
-"""Losses against a loop in float64, gradients by gradcheck, half precision, padding, ignored pixels."""
+"""Losses against loops in float64, gradients by gradcheck, half precision, padding, ignored pixels; losses of frames."""
 import math
 
 import pytest
@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from stremn.core import StremnError
-from stremn.losses import (as_labels, bootstrap_fraction, bootstrapped_cross_entropy, dice_loss, pixel_cross_entropy,
-                           segmentation_loss)
+from stremn.losses import (as_labels, bootstrap_fraction, bootstrapped_cross_entropy, dice_loss, gradient_loss,
+                           pixel_cross_entropy, prediction_loss, scale_invariant_gradient, segmentation_loss, shrinkage_loss)
 
 
 def judge(logits, labels, dice=0., fraction=1., present=None, reduction="mean"):
@@ -210,3 +210,121 @@ def test_refusals(make, words):
     z, y = batch(12)
     with pytest.raises(StremnError, match=words):
         segmentation_loss(**(dict(logits=z, labels=y) | make(z, y)))
+
+
+# ---- losses of predicted frames ------------------------------------------------------------------------------------
+
+def two_frames(seed, *shape, dtype=torch.float64):
+    g = torch.Generator().manual_seed(seed)
+    return torch.rand(shape, generator=g, dtype=dtype), torch.rand(shape, generator=g, dtype=dtype)
+
+
+def shrinkage_judge(pred, true, power, a, c, label_weight):
+    "Value by value, from the definition."
+    total = 0.
+    for p, y in zip(pred.flatten().tolist(), true.flatten().tolist()):
+        l = abs(p - y)
+        total += l**power / (1 + math.exp(a * (c - l))) * (math.exp(y) if label_weight else 1.)
+    return total / pred.numel()
+
+
+def gradient_judge(pred, true, steps, eps, smooth):
+    "Frame by frame, pixel by pixel, from the definition; outside the border a pixel is its own neighbour."
+    pred, true = pred.flatten(0, -3) if pred.ndim > 2 else pred[None], true.flatten(0, -3) if true.ndim > 2 else true[None]
+    H, W = pred.shape[-2:]
+    total = 0.
+    for h in steps:
+        for p, t in zip(pred.tolist(), true.tolist()):
+            for r in range(H):
+                for c in range(W):
+                    square = 0.
+                    for dr, dc in ((0, h), (h, 0)):
+                        if r + dr < H and c + dc < W:
+                            g = [(f[r + dr][c + dc] - f[r][c]) / (abs(f[r + dr][c + dc]) + abs(f[r][c]) + eps) for f in (p, t)]
+                            square += (g[0] - g[1])**2
+                    total += math.sqrt(square + smooth)
+    return total / pred.numel()
+
+
+@pytest.mark.parametrize("power", [1, 2])
+@pytest.mark.parametrize("a,c,label_weight", [(10., .2, False), (10., .2, True), (3., .5, False), (0., 0., False), (50., .01, True)])
+def test_shrinkage_against_the_judge(power, a, c, label_weight):
+    for seed, shape in enumerate([(2, 3, 1, 4, 5), (7,), (3, 3, 3)]):
+        p, t = two_frames(seed, *shape)
+        got = shrinkage_loss(p, t, power, a, c, label_weight).item()
+        assert got == pytest.approx(shrinkage_judge(p, t, power, a, c, label_weight), rel=1e-12)
+
+
+def test_shrinkage_properties():
+    p, t = two_frames(1, 2, 2, 1, 6, 6)
+    assert shrinkage_loss(t, t, 1).item() == shrinkage_loss(t, t, 2).item() == 0
+    assert shrinkage_loss(p, t, 1, a=0.).item() == pytest.approx(F.l1_loss(p, t).item() / 2)
+    assert shrinkage_loss(p, t, 2, a=0.).item() == pytest.approx(F.mse_loss(p, t).item() / 2)
+    assert shrinkage_loss(p, t, 2).item() == pytest.approx(shrinkage_loss(t, p, 2).item())
+    assert shrinkage_loss(p, t, 2).item() < F.mse_loss(p, t).item()
+    for power in (1, 2):                                                          # the gradient, in closed form
+        l = torch.linspace(.01, 1, 50, dtype=torch.float64).requires_grad_()
+        got, = torch.autograd.grad(shrinkage_loss(l, torch.zeros_like(l), power) * 50, l)
+        s = torch.sigmoid(10 * (l - .2))
+        assert torch.allclose(got, l**(power - 1) * s * (power + 10 * l * (1 - s)), atol=1e-12)
+        assert torch.autograd.gradcheck(lambda x: shrinkage_loss(x, t, power), p.clone().requires_grad_())
+    wild = torch.tensor([-1e4, 1e4, 300.]).requires_grad_()                       # no overflow far away
+    value = shrinkage_loss(wild, torch.zeros(3), 1, a=1e3)
+    value.backward()
+    assert value.isfinite() and wild.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("steps,eps,smooth", [((1, 2, 4, 8, 16), 1e-2, 1e-5), ((1,), 1e-3, 1e-5), ((3, 7), .1, 1e-2)])
+def test_gradient_loss_against_the_judge(steps, eps, smooth):
+    for seed, shape in enumerate([(2, 2, 3, 5, 6), (9, 4), (1, 18, 17)]):
+        p, t = two_frames(seed, *shape)
+        p = p * 1.4 - .2                                                          # negative values happen
+        assert gradient_loss(p, t, steps, eps, smooth).item() == pytest.approx(gradient_judge(p, t, steps, eps, smooth), rel=1e-12)
+
+
+def test_gradient_loss_properties():
+    p, t = two_frames(2, 2, 1, 20, 20)
+    assert gradient_loss(t, t).item() == pytest.approx(5 * math.sqrt(1e-5), rel=1e-9)
+    g = scale_invariant_gradient(p, 3)
+    assert g.shape == (2, 1, 2, 20, 20) and g.abs().max() < 1
+    assert g[..., 0, :, -3:].abs().max() == 0 and g[..., 1, -3:, :].abs().max() == 0 and (g[..., 0, :, :-3] != 0).all()
+    assert torch.equal(scale_invariant_gradient(p, 20), torch.zeros(2, 1, 2, 20, 20).double())
+    bright, dark = (scale_invariant_gradient(k * (p + 1), 2, eps=1e-6) for k in (.5, .05))
+    assert torch.allclose(bright, dark, atol=1e-4)                                # contrast does not know the light
+    assert gradient_loss(p + .3, p).item() > gradient_loss(p, p).item()
+    assert torch.autograd.gradcheck(lambda x: gradient_loss(x, t[..., :6, :6], (1, 2)), p[..., :6, :6].clone().requires_grad_())
+    black = torch.zeros(1, 1, 8, 8).requires_grad_()                              # the darkest corner of the formula
+    gradient_loss(black, torch.zeros(1, 1, 8, 8)).backward()
+    assert black.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("weights", [dict(), dict(l1=.5, l2=2., gradient=.1), dict(gradient=0.), dict(l1=0., l2=0.),
+                                     dict(a=5., c=.1, label_weight=True)])
+def test_prediction_loss_is_the_sum(weights):
+    p, t = two_frames(3, 2, 2, 1, 7, 8)
+    w = dict(l1=1., l2=1., gradient=1., a=10., c=.2, label_weight=False) | weights
+    want = sum(w[f"l{g}"] * shrinkage_judge(p, t, g, w["a"], w["c"], w["label_weight"]) for g in (1, 2))
+    want += w["gradient"] * gradient_judge(p, t, (1, 2, 4, 8, 16), 1e-2, 1e-5)
+    assert prediction_loss(p, t, **weights).item() == pytest.approx(want, rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_frame_losses_in_half_precision(dtype):
+    p, t = two_frames(4, 1, 2, 1, 32, 32, dtype=torch.float32)
+    half = p.to(dtype).requires_grad_()
+    value = prediction_loss(half, t)
+    value.backward()
+    assert value.dtype == torch.float32 and half.grad.isfinite().all() and half.grad.abs().max() > 0
+    assert value.item() == pytest.approx(prediction_loss(p.to(dtype).double(), t.double()).item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("call,words", [
+    (lambda p, t: shrinkage_loss(p, t[..., 1:]), "one shape"), (lambda p, t: shrinkage_loss(p, t, 3), "power"),
+    (lambda p, t: shrinkage_loss(p, t, a=-1.), "a and c"), (lambda p, t: gradient_loss(p, t[:1]), "one shape"),
+    (lambda p, t: gradient_loss(p[0, 0, 0, 0], t[0, 0, 0, 0]), "H,W"), (lambda p, t: gradient_loss(p, t, ()), "step"),
+    (lambda p, t: gradient_loss(p, t, (0,)), "step"), (lambda p, t: gradient_loss(p, t, eps=0.), "eps"),
+    (lambda p, t: gradient_loss(p, t, smooth=0.), "smooth"), (lambda p, t: prediction_loss(p, t, l1=-1.), "weights"),
+    (lambda p, t: prediction_loss(p, t, 0., 0., 0.), "weights")])
+def test_frame_losses_refuse(call, words):
+    with pytest.raises(StremnError, match=words):
+        call(*two_frames(5, 2, 2, 1, 6, 6))
