@@ -1,4 +1,4 @@
-"""Losses against loops in float64, gradients by gradcheck, half precision, padding, ignored pixels; losses of frames."""
+"""Losses of masks and of frames against loops in float64; gradcheck, half precision, padding, ignored pixels."""
 import math
 
 import pytest
@@ -7,7 +7,8 @@ import torch.nn.functional as F
 
 from stremn.core import StremnError
 from stremn.losses import (as_labels, bootstrap_fraction, bootstrapped_cross_entropy, dice_loss, gradient_loss,
-                           pixel_cross_entropy, prediction_loss, scale_invariant_gradient, segmentation_loss, shrinkage_loss)
+                           pixel_cross_entropy, prediction_loss, scale_invariant_gradient, segmentation_loss,
+                           shrinkage_loss)
 
 
 def judge(logits, labels, dice=0., fraction=1., present=None, reduction="mean"):
@@ -111,7 +112,8 @@ def test_ignored_pixels_have_no_say():
         grad, = torch.autograd.grad(segmentation_loss(z, y, **kw), z)
         assert grad.movedim(2, -1)[y < 0].abs().max() == 0
         other = torch.where((y < 0)[:, :, None], 100., z)
-        assert segmentation_loss(other, y, **kw).item() == pytest.approx(segmentation_loss(z, y, **kw).item(), abs=1e-12)
+        want = segmentation_loss(z, y, **kw).item()
+        assert segmentation_loss(other, y, **kw).item() == pytest.approx(want, abs=1e-12)
 
 
 def test_frames_without_labels_do_not_count():
@@ -138,7 +140,8 @@ def test_half_precision(dtype):
     huge[:, :, 0], huge[:, :, 1] = 3e4, -3e4
     assert segmentation_loss(huge, torch.ones(1, 1, 8, 8).long(), dice=1.).isfinite()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert segmentation_loss(z, y, dice=1.).item() == pytest.approx(segmentation_loss(z.double(), y, dice=1.).item(), rel=1e-4)
+        want = segmentation_loss(z.double(), y, dice=1.).item()
+        assert segmentation_loss(z, y, dice=1.).item() == pytest.approx(want, rel=1e-4)
 
 
 def test_bootstrapped_keeps_the_hardest():
@@ -151,7 +154,8 @@ def test_bootstrapped_keeps_the_hardest():
         for v in range(3):
             n = int(counts[v].sum())
             keep = max(1, math.floor(n * fraction))
-            assert got[v].item() == pytest.approx(loss[v][counts[v]].sort(descending=True).values[:keep].mean().item(), abs=1e-12)
+            want = loss[v][counts[v]].sort(descending=True).values[:keep].mean().item()
+            assert got[v].item() == pytest.approx(want, abs=1e-12)
         assert any_.all() and (last is None or (got <= last + 1e-12).all())
         last = got
     grad, = torch.autograd.grad(bootstrapped_cross_entropy(z.requires_grad_(), y, .15)[0].sum(), z)
@@ -160,7 +164,8 @@ def test_bootstrapped_keeps_the_hardest():
 
 def test_schedule():
     values = [bootstrap_fraction(s) for s in range(0, 90_000, 1000)]
-    assert values[0] == 1 and values[20] == 1 and values[-1] == .15 and bootstrap_fraction(45_000) == pytest.approx(.575)
+    assert values[0] == 1 and values[20] == 1 and values[-1] == .15
+    assert bootstrap_fraction(45_000) == pytest.approx(.575)
     assert all(a >= b for a, b in zip(values, values[1:]))
     assert bootstrap_fraction(5, start=5, end=5) == .15
     with pytest.raises(StremnError):
@@ -230,7 +235,7 @@ def shrinkage_judge(pred, true, power, a, c, label_weight):
 
 def gradient_judge(pred, true, steps, eps, smooth):
     "Frame by frame, pixel by pixel, from the definition; outside the border a pixel is its own neighbour."
-    pred, true = pred.flatten(0, -3) if pred.ndim > 2 else pred[None], true.flatten(0, -3) if true.ndim > 2 else true[None]
+    pred, true = (f.reshape(-1, *f.shape[-2:]) for f in (pred, true))
     H, W = pred.shape[-2:]
     total = 0.
     for h in steps:
@@ -240,14 +245,16 @@ def gradient_judge(pred, true, steps, eps, smooth):
                     square = 0.
                     for dr, dc in ((0, h), (h, 0)):
                         if r + dr < H and c + dc < W:
-                            g = [(f[r + dr][c + dc] - f[r][c]) / (abs(f[r + dr][c + dc]) + abs(f[r][c]) + eps) for f in (p, t)]
+                            pairs = [(f[r][c], f[r + dr][c + dc]) for f in (p, t)]
+                            g = [(v - u) / (abs(v) + abs(u) + eps) for u, v in pairs]
                             square += (g[0] - g[1])**2
                     total += math.sqrt(square + smooth)
     return total / pred.numel()
 
 
 @pytest.mark.parametrize("power", [1, 2])
-@pytest.mark.parametrize("a,c,label_weight", [(10., .2, False), (10., .2, True), (3., .5, False), (0., 0., False), (50., .01, True)])
+@pytest.mark.parametrize("a,c,label_weight", [(10., .2, False), (10., .2, True), (3., .5, False), (0., 0., False),
+                                              (50., .01, True)])
 def test_shrinkage_against_the_judge(power, a, c, label_weight):
     for seed, shape in enumerate([(2, 3, 1, 4, 5), (7,), (3, 3, 3)]):
         p, t = two_frames(seed, *shape)
@@ -267,7 +274,7 @@ def test_shrinkage_properties():
         got, = torch.autograd.grad(shrinkage_loss(l, torch.zeros_like(l), power) * 50, l)
         s = torch.sigmoid(10 * (l - .2))
         assert torch.allclose(got, l**(power - 1) * s * (power + 10 * l * (1 - s)), atol=1e-12)
-        assert torch.autograd.gradcheck(lambda x: shrinkage_loss(x, t, power), p.clone().requires_grad_())
+        assert torch.autograd.gradcheck(lambda x, g=power: shrinkage_loss(x, t, g), p.clone().requires_grad_())
     wild = torch.tensor([-1e4, 1e4, 300.]).requires_grad_()                       # no overflow far away
     value = shrinkage_loss(wild, torch.zeros(3), 1, a=1e3)
     value.backward()
@@ -279,7 +286,8 @@ def test_gradient_loss_against_the_judge(steps, eps, smooth):
     for seed, shape in enumerate([(2, 2, 3, 5, 6), (9, 4), (1, 18, 17)]):
         p, t = two_frames(seed, *shape)
         p = p * 1.4 - .2                                                          # negative values happen
-        assert gradient_loss(p, t, steps, eps, smooth).item() == pytest.approx(gradient_judge(p, t, steps, eps, smooth), rel=1e-12)
+        want = gradient_judge(p, t, steps, eps, smooth)
+        assert gradient_loss(p, t, steps, eps, smooth).item() == pytest.approx(want, rel=1e-12)
 
 
 def test_gradient_loss_properties():
@@ -292,7 +300,8 @@ def test_gradient_loss_properties():
     bright, dark = (scale_invariant_gradient(k * (p + 1), 2, eps=1e-6) for k in (.5, .05))
     assert torch.allclose(bright, dark, atol=1e-4)                                # contrast does not know the light
     assert gradient_loss(p + .3, p).item() > gradient_loss(p, p).item()
-    assert torch.autograd.gradcheck(lambda x: gradient_loss(x, t[..., :6, :6], (1, 2)), p[..., :6, :6].clone().requires_grad_())
+    x, y = p[..., :6, :6].clone().requires_grad_(), t[..., :6, :6]
+    assert torch.autograd.gradcheck(lambda v: gradient_loss(v, y, (1, 2)), x)
     black = torch.zeros(1, 1, 8, 8).requires_grad_()                              # the darkest corner of the formula
     gradient_loss(black, torch.zeros(1, 1, 8, 8)).backward()
     assert black.grad.isfinite().all()

@@ -1,5 +1,6 @@
 "Frame metrics against scikit-image, torchvision's AlexNet and each program's procedure retold in numpy, in float64."
 import math
+from functools import cache
 
 import numpy as np
 import pytest
@@ -10,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from stremn.core import StremnError
 from stremn.data.strollers import TEST_PEOPLE, StrollersConfig, strollers_batch
 from stremn.metrics import frames as module
-from stremn.metrics.frames import (CONVENTIONS, LPIPS, METRICS, TABLE_5, FrameScore, as_bytes, download_lpips, frame_error,
-                                   load_lpips, lpips_of, psnr, score_frames, ssim, table_5_cells)
+from stremn.metrics.frames import (CONVENTIONS, LPIPS, METRICS, TABLE_5, FrameScore, as_bytes, download_lpips,
+                                   frame_error, load_lpips, lpips_of, psnr, score_frames, ssim, table_5_cells)
 from stremn.paper import TABLES
 
 
@@ -20,7 +21,8 @@ def clips(seed, N=2, T=3, C=1, H=16, W=18, over=.15, dtype=torch.float32):
     g = torch.Generator().manual_seed(seed)
     y, x = torch.meshgrid(torch.linspace(0, 1, H), torch.linspace(0, 1, W), indexing="ij")
     phase = 6 * torch.rand(N, T, C, 1, 1, generator=g)
-    true = ((.5 + .4 * torch.sin(9 * x + 5 * y + phase) + .1 * torch.rand(N, T, C, H, W, generator=g)).clamp(0, 1) * 255).round() / 255
+    true = .5 + .4 * torch.sin(9 * x + 5 * y + phase) + .1 * torch.rand(N, T, C, H, W, generator=g)
+    true = (true.clamp(0, 1) * 255).round() / 255
     pred = (true + over * torch.randn(N, T, C, H, W, generator=g))
     return pred.to(dtype), true.to(dtype)
 
@@ -68,7 +70,8 @@ def test_ssim_against_scikit_image(shape, data_range):
         got = ssim(p, t, data_range)
         for n in range(2):
             for k in range(3):
-                want = skimage.structural_similarity(p[n, k].numpy(), t[n, k].numpy(), data_range=data_range, channel_axis=0)
+                want = skimage.structural_similarity(p[n, k].numpy(), t[n, k].numpy(), data_range=data_range,
+                                                     channel_axis=0)
                 assert got[n, k].item() == pytest.approx(want, abs=1e-12)
 
 
@@ -85,11 +88,17 @@ def test_ssim_properties():
 
 # ---- LPIPS ---------------------------------------------------------------------------------------------------------
 
+@cache
+def torchvision_features():
+    "AlexNet's convolutions; building all of AlexNet takes a while, so once is enough."
+    return pytest.importorskip("torchvision.models").alexnet(weights=None).features.double().eval()
+
+
 def lpips_judge(state, a, b):
     "LPIPS in float64 through torchvision's AlexNet and its own taps."
-    models = pytest.importorskip("torchvision.models")
-    net = models.alexnet(weights=None).features.double().eval()
-    net.load_state_dict({k.removeprefix("features."): v.double() for k, v in state.items() if k.startswith("features.")})
+    net = torchvision_features()
+    convolutions = {k.removeprefix("features."): v.double() for k, v in state.items() if k.startswith("features.")}
+    net.load_state_dict(convolutions)
     out, k = torch.zeros(len(a), dtype=torch.float64), 0
     with torch.no_grad():
         x, y = (((v.double().expand(-1, 3, -1, -1) - torch.tensor([-.030, -.088, -.188]).double()[:, None, None])
@@ -136,9 +145,10 @@ def test_published_weights(published, monkeypatch):
     assert all((state[f"lin{i}.weight"] >= 0).all() for i in range(5))
     p, t = clips(5, N=1, C=3, H=64, W=64)
     p = p.clamp(0, 1)
-    torch.testing.assert_close(lpips_of(p, t, net)[0].double(), lpips_judge(state, 2 * p[0] - 1, 2 * t[0] - 1), rtol=1e-4, atol=1e-5)
+    want = lpips_judge(state, 2 * p[0] - 1, 2 * t[0] - 1)
+    torch.testing.assert_close(lpips_of(p, t, net)[0].double(), want, rtol=1e-4, atol=1e-5)
     here, there = (score_frames(p, t, c, ["lpips"])["lpips"].mean for c in ("correct", "predrnn"))
-    assert here > 0 and there > 0 and abs(here - there) > 1e-3                      # nearer or farther, but not the same
+    assert here > 0 and there > 0 and abs(here - there) > 1e-3                     # nearer or farther, but not the same
 
 
 def test_the_numbers_of_the_notebook(published):
@@ -201,7 +211,7 @@ def test_download(random_net, monkeypatch):
         asked.append(url)
         assert weights_only is True                                                # tensors only: no pickled code
         if "alexnet" in url:
-            return {k: v for k, v in state.items() if k.startswith("features.")} | {"classifier.1.weight": torch.zeros(2)}
+            return {k: v for k, v in state.items() if "features." in k} | {"classifier.1.weight": torch.zeros(2)}
         return {f"lin{i}.model.1.weight": state[f"lin{i}.weight"] for i in range(5)}
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", fake)
     assert set(download_lpips()) == set(state)
@@ -224,15 +234,16 @@ def retold(name, p, t, state):
     decibel_bytes = 20 * np.log10(255) - 10 * np.log10(np.mean((byte_p - byte_x)**2))
     decibel = -10 * np.log10(np.mean((clipped - x)**2))
     pair = torch.from_numpy(clipped)[None], torch.from_numpy(x)[None]
+    wide = [2 * v - 1 for v in pair]
     return {
         "correct": lambda: dict(mse=np.sum((clipped - x)**2), mae=np.sum(np.abs(clipped - x)), psnr=decibel,
-                                ssim=similarity(clipped, x, 1.), lpips=lpips_judge(state, *(2 * v - 1 for v in pair)).item()),
+                                ssim=similarity(clipped, x, 1.), lpips=lpips_judge(state, *wide).item()),
         "predrnn": lambda: dict(mse=np.sum((clipped - x)**2), psnr=decibel_bytes, ssim=similarity(byte_p, byte_x, 255.),
                                 lpips=lpips_judge(state, *pair).item()),
         "mim": lambda: dict(mse=np.sum((clipped - x)**2), mae=np.sum(np.abs(raw - x)), psnr=decibel_bytes,
                             ssim=similarity(clipped, x, 2.)),
         "openstl": lambda: dict(mse=np.sum((raw - x)**2), mae=np.sum(np.abs(raw - x)), psnr=decibel,
-                                ssim=similarity(clipped, x, 2.), lpips=lpips_judge(state, *(2 * v - 1 for v in pair)).item()),
+                                ssim=similarity(clipped, x, 2.), lpips=lpips_judge(state, *wide).item()),
     }[name]()
 
 
@@ -256,7 +267,8 @@ def test_conventions_differ_where_they_should(random_net):
     assert s["correct"]["mse"] == s["mim"]["mse"] < s["openstl"]["mse"]
     assert s["correct"]["mae"] < s["mim"]["mae"] == s["openstl"]["mae"]
     assert s["correct"]["ssim"] < s["mim"]["ssim"] == s["openstl"]["ssim"]
-    assert abs(s["predrnn"]["ssim"] - s["correct"]["ssim"]) < .01 and abs(s["predrnn"]["psnr"] - s["correct"]["psnr"]) < .2
+    assert abs(s["predrnn"]["ssim"] - s["correct"]["ssim"]) < .01
+    assert abs(s["predrnn"]["psnr"] - s["correct"]["psnr"]) < .2
     assert "mae" not in s["predrnn"] and "lpips" not in s["mim"]
     inside = p.clamp(0, 1)
     a, b = (score_frames(inside, t, c)["mse"].mean for c in ("correct", "openstl"))
@@ -268,8 +280,10 @@ def test_conventions_differ_where_they_should(random_net):
 def test_scores_and_means():
     p, t = clips(9, N=3, T=4)
     for m, s in score_frames(p, t).items():
-        assert isinstance(s, FrameScore) and s.values.shape == (3, 4) and s.values.dtype == torch.float64 and m in METRICS
-        assert s.mean == pytest.approx(s.values.mean().item()) and s.per_frame.shape == (4,) and s.per_clip.shape == (3,)
+        assert isinstance(s, FrameScore) and m in METRICS
+        assert s.values.shape == (3, 4) and s.values.dtype == torch.float64
+        assert s.mean == pytest.approx(s.values.mean().item())
+        assert s.per_frame.shape == (4,) and s.per_clip.shape == (3,)
         assert s.per_frame[1].item() == pytest.approx(s.values[:, 1].mean().item())
         assert s.per_clip[2].item() == pytest.approx(s.values[2].mean().item())
     one = {m: s.values for m, s in score_frames(p, t).items()}
@@ -294,7 +308,8 @@ def test_table_5(random_net):
     human, kth = table_5_cells(p, t, "h36m"), table_5_cells(p, t, "kth", random_net)
     assert list(human) == ["h36m_mse", "h36m_mae", "h36m_ssim"] and list(kth) == ["kth_psnr", "kth_ssim", "kth_lpips"]
     mim = score_frames(p, t, "mim")
-    assert human["h36m_mse"] == pytest.approx(mim["mse"].mean / 10) and human["h36m_mae"] == pytest.approx(mim["mae"].mean / 100)
+    assert human["h36m_mse"] == pytest.approx(mim["mse"].mean / 10)
+    assert human["h36m_mae"] == pytest.approx(mim["mae"].mean / 100)
     assert "/10" in columns["h36m_mse"].label and "/100" in columns["h36m_mae"].label
     assert list(table_5_cells(p, t, "kth")) == ["kth_psnr", "kth_ssim"]
     with pytest.raises(StremnError, match="kth"):
