@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['VERDICTS', 'T95', 'Interval', 'bootstrap_interval', 'paired_difference', 'crossed_interval', 'verdict',
-           'load_records', 'clip_scores', 'score_matrix', 'check_paired', 'row_difference', 'policy_table', 'compare']
+           'load_records', 'stored_record', 'clip_scores', 'score_matrix', 'check_paired', 'by_name', 'row_difference',
+           'policy_table', 'compare']
 
-# %% ../nbs/03_results.ipynb #d491d67f
+# %% ../nbs/03_results.ipynb #df0a9418
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean,stdev
 from typing import NamedTuple
@@ -24,7 +26,20 @@ class Interval(NamedTuple):
 
     def __str__(self): return f"{self.mean:.3f} [{self.lo:.3f}, {self.hi:.3f}]"
 
-# %% ../nbs/03_results.ipynb #f7a2ce87
+# %% ../nbs/03_results.ipynb #8ea0ff23
+def _checked(values, shape, expected, draws, level):
+    "Scores as doubles, of so many axes; what cannot be drawn from is refused."
+    x = np.asarray(values, dtype=np.float64)
+    check(x.ndim==shape and x.size>0, f"values: expected {expected}, found shape {x.shape}")
+    check(np.isfinite(x).all(), f"values: expected finite scores, found {int((~np.isfinite(x)).sum())} that are not")
+    check(draws>=1 and 0<level<1, f"expected draws >= 1 and 0 < level < 1, found draws={draws}, level={level}")
+    return x
+
+def _around(mean, means, level):
+    "The mean with the middle of the made-up means."
+    lo,hi = np.quantile(means, [(1-level)/2, (1+level)/2])
+    return Interval(float(mean), float(min(lo, mean)), float(max(hi, mean)))
+
 def bootstrap_interval(
     values,            # (n,) one score per clip; finite
     draws:int=10_000,  # Made-up test sets
@@ -32,15 +47,11 @@ def bootstrap_interval(
     level:float=.95,   # Share of the made-up means inside the interval
 )->Interval:           # Mean of `values`, lower and upper end
     "Percentile bootstrap over clips."
-    x = np.asarray(values, dtype=np.float64)
-    check(x.ndim==1 and x.size>0, f"values: expected at least one score in one row, found shape {x.shape}")
-    check(np.isfinite(x).all(), f"values: expected finite scores, found {int((~np.isfinite(x)).sum())} that are not")
-    check(draws>=1 and 0<level<1, f"expected draws >= 1 and 0 < level < 1, found draws={draws}, level={level}")
+    x = _checked(values, 1, "at least one score in one row", draws, level)
     rng,block = np.random.default_rng(seed),max(1, 2_000_000//x.size)         # block bounds the memory for many clips
     sizes = [min(block, draws-start) for start in range(0, draws, block)]
     means = np.concatenate([x[rng.integers(0, x.size, (size, x.size))].mean(1) for size in sizes]) # (draws,)
-    lo,hi = np.quantile(means, [(1-level)/2, (1+level)/2])
-    return Interval(float(x.mean()), float(min(lo, x.mean())), float(max(hi, x.mean())))
+    return _around(x.mean(), means, level)
 
 # %% ../nbs/03_results.ipynb #be1e3519
 def paired_difference(
@@ -61,7 +72,7 @@ def paired_difference(
     check(a.shape==b.shape, f"paired difference: expected as many scores on both sides, found {a.shape} and {b.shape}")
     return bootstrap_interval(a-b, draws, seed, level)
 
-# %% ../nbs/03_results.ipynb #5425ce2b
+# %% ../nbs/03_results.ipynb #df4d711c
 def crossed_interval(
     values,            # (S,N) score of each seed on each clip; finite
     draws:int=10_000,  # Made-up experiments
@@ -69,16 +80,12 @@ def crossed_interval(
     level:float=.95,   # Share of the made-up means inside the interval
 )->Interval:           # Mean of `values`, lower and upper end
     "Bootstrap over seeds and clips, drawn independently of each other; with one seed, over clips alone."
-    x = np.asarray(values, dtype=np.float64)
-    check(x.ndim==2 and x.size>0, f"values: expected scores (seeds, clips), found shape {x.shape}")
-    check(np.isfinite(x).all(), f"values: expected finite scores, found {int((~np.isfinite(x)).sum())} that are not")
-    check(draws>=1 and 0<level<1, f"expected draws >= 1 and 0 < level < 1, found draws={draws}, level={level}")
+    x = _checked(values, 2, "scores (seeds, clips)", draws, level)
     if len(x)==1: return bootstrap_interval(x[0], draws, seed, level)
     rng,(S,N) = np.random.default_rng(seed),x.shape
     rows = rng.multinomial(S, [1/S]*S, draws)/S                              # (draws,S) how often each seed was drawn
     cols = rng.multinomial(N, [1/N]*N, draws)/N                              # (draws,N)
-    lo,hi = np.quantile(np.einsum("ds,sn,dn->d", rows, x, cols, optimize=True), [(1-level)/2, (1+level)/2])
-    return Interval(float(x.mean()), float(min(lo, x.mean())), float(max(hi, x.mean())))
+    return _around(x.mean(), np.einsum("ds,sn,dn->d", rows, x, cols, optimize=True), level)
 
 # %% ../nbs/03_results.ipynb #11cdd1e8
 VERDICTS = ("reproduced", "not reproduced", "undecided", "not run")
@@ -93,7 +100,7 @@ def verdict(
     check(lo<=hi, f"interval: expected lower end <= upper end, found {lo} and {hi}")
     return "reproduced" if lo>threshold else "not reproduced" if hi<=threshold else "undecided"
 
-# %% ../nbs/03_results.ipynb #da92e18b
+# %% ../nbs/03_results.ipynb #36288b16
 def load_records(
     root,             # Folder with `*.json`, searched with its subfolders
 )->list[Record]:      # Sorted by path; empty where the folder is empty
@@ -101,6 +108,15 @@ def load_records(
     root = Path(root)
     check(root.is_dir(), f"{root}: expected a folder of records, found {'a file' if root.exists() else 'nothing'}")
     return [Record.load(p) for p in sorted(root.rglob("*.json")) if not p.name.startswith(".")]
+
+def stored_record(
+    folder:Path|str, # Of one study
+    name:str,        # Row
+    seed:int,        # Of the run
+)->Record|None:      # None: nobody saved it there
+    "The record of one row and seed; whether it answers today's question, its config says."
+    path = Path(folder)/f"{name}-s{seed}.json"
+    return Record.load(path) if path.is_file() else None
 
 # %% ../nbs/03_results.ipynb #6d372389
 def clip_scores(
@@ -135,7 +151,18 @@ def check_paired(
     check(seeds[0]==seeds[1], f"difference: expected the same seeds on both sides, found {seeds[0]} and {seeds[1]}")
     check(clips[0]==clips[1], "difference: expected the same clips on both sides, found others")
 
-# %% ../nbs/03_results.ipynb #d6f2f2dc
+# %% ../nbs/03_results.ipynb #07e6b514
+def by_name(
+    records:Iterable[Record], # One a name and seed
+)->dict[str,list[Record]]:    # name -> its runs, in order of appearance
+    "The rows of a table; a seed that comes twice is refused."
+    found = defaultdict(list)
+    for r in records:
+        check(r.seed not in [o.seed for o in found[r.name]],
+              f"record {r.name!r}: expected one record a seed, found seed {r.seed} twice")
+        found[r.name].append(r)
+    return dict(found)
+
 def row_difference(
     a:list[Record],     # Runs of one row
     b:list[Record],     # Runs of another, from the same seeds on the same clips
@@ -147,16 +174,7 @@ def row_difference(
     check_paired(a, b, metric)
     return crossed_interval(score_matrix(a, metric)-score_matrix(b, metric), draws, seed)
 
-def _by_name(records):
-    "Records of each name, in order of appearance; a seed that comes twice is refused."
-    found = defaultdict(list)
-    for r in records:
-        check(r.seed not in [o.seed for o in found[r.name]],
-              f"record {r.name!r}: expected one record a seed, found seed {r.seed} twice")
-        found[r.name].append(r)
-    return dict(found)
-
-# %% ../nbs/03_results.ipynb #460e564d
+# %% ../nbs/03_results.ipynb #718a8001
 def policy_table(
     records:list[Record],     # Records of one protocol, small or tiny
     metric:str="J",           # Key of `Record.clips`
@@ -169,7 +187,7 @@ def policy_table(
     protocols = sorted({r.protocol for r in records})
     check(len(protocols)==1, f"policy table: expected records of one protocol, found {', '.join(protocols) or 'none'}")
     check(protocols!=["paper"], "policy table: expected protocol 'small' or 'tiny', found 'paper'; use `compare`")
-    groups = _by_name(records)
+    groups = by_name(records)
     scores = {name: score_matrix(group, metric) for name,group in groups.items()}
     lines = [f"**{metric}** · protocol `{protocols[0]}`, not comparable with the paper · difference to `{reference}`, "
              "paired by seed and clip", "",
@@ -209,7 +227,7 @@ def _measured(group, metric, scale):
     half = T95[min(len(means)-5, len(T95)-1)]*stdev(means)/len(means)**.5 # Student's factor for 4 to 19 degrees
     return mean,Interval(mean, mean-half, mean+half),"seeds"
 
-# %% ../nbs/03_results.ipynb #03452c28
+# %% ../nbs/03_results.ipynb #80e230a9
 def compare(
     paper_table:PaperTable, # Printed values; its row keys are names of records
     records:list[Record],   # Our runs, of any protocol
@@ -221,7 +239,7 @@ def compare(
     printed,column = paper_table.column(metric),paper_table.columns[metric]
     check(tol is not None or column.unit=="%", f"{paper_table.label}, {column.label}: expected `tol`, found None")
     tol = .5 if tol is None else tol
-    groups = _by_name(r for r in records if r.protocol=="paper" and metric in r.metrics)
+    groups = by_name(r for r in records if r.protocol=="paper" and metric in r.metrics)
     part = {r.name:r.protocol for r in records if r.protocol!="paper"}
     places = max(len(t.partition(".")[2]) for row in printed if (t:=paper_table.text(row, metric)))
     labels = [r.label for r in paper_table.rows.values()]
