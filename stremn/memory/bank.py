@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BankConfig', 'Heads', 'candidate_slots', 'decisions', 'mean_over', 'Swappable', 'Decision', 'carry_out', 'attended',
-           'likeness', 'Choosing', 'MemoryBank']
+           'one_way', 'likeness', 'Choosing', 'MemoryBank']
 
 # %% ../../nbs/25_memory.bank.ipynb #6a541ac0
 from dataclasses import dataclass, replace
@@ -49,7 +49,7 @@ class BankConfig:
                   f"unknown {name} {getattr(self, name)!r}: expected one of {', '.join(allowed)}")
         check(self.pinned>=0, f"pinned: expected 0 or more slots, found {self.pinned}")
 
-# %% ../../nbs/25_memory.bank.ipynb #f7a2ce87
+# %% ../../nbs/25_memory.bank.ipynb #a88cabb3
 class Heads(nn.Module):
     "The convolutions of a memory: from feature maps to templates, and from a query map to an answer."
     def __init__(self,
@@ -65,17 +65,22 @@ class Heads(nn.Module):
         self.update_key = conv(c.memory_channels, c.update_channels)
         self.memory_key = None if c.shared_keys else conv(c.memory_channels, c.key_channels)
 
+    def key_of(self, memory_features:Tensor, query_features:Tensor|None, group:Tensor|None, project=True)->Tensor:
+        "Key of a frame to be stored, `(B,Dk,H,W)`, or the map that it is made of; arguments as in `template`."
+        shared = self.memory_key is None
+        check(not shared or query_features is not None,
+              "shared_keys=True: the key comes from query_features, found None")
+        key,head = (query_features, self.query_key) if shared else (memory_features, self.memory_key)
+        if project: key = head(key)
+        return key[group] if shared and group is not None else key
+
     def template(self,
         memory_features:Tensor,     # (B,C,H,W) memory encoder's map, X^M
         query_features:Tensor|None=None, # (V,C,H,W) query encoder's map of the same frame; needed with shared keys
         group:Tensor|None=None,     # (B,) long, video each row belongs to; None: row i is video i
     )->Template:
         "Project a feature map to the three maps that the memory stores."
-        shared = self.memory_key is None
-        check(not shared or query_features is not None,
-              "shared_keys=True: the key comes from query_features, found None")
-        key = self.query_key(query_features) if shared else self.memory_key(memory_features)
-        if shared and group is not None: key = key[group]
+        key = self.key_of(memory_features, query_features, group)
         return Template(key, self.memory_value(memory_features), self.update_key(memory_features))
 
     def read(self,
@@ -183,7 +188,7 @@ def carry_out(
     here = nn.functional.one_hot(newest, memory.slots).float()               # (B,n)
     return write(moved, template, t, here)._replace(seen=memory.seen+1)
 
-# %% ../../nbs/25_memory.bank.ipynb #5be94851
+# %% ../../nbs/25_memory.bank.ipynb #e5d794be
 @torch.no_grad()
 def attended(
     memory:Memory,     # n filled slots
@@ -194,14 +199,19 @@ def attended(
     weight = affinity(template.key, memory, config.similarity, config.top_k).mean(1)  # (B,M)
     return count_use(memory.use, weight.unflatten(-1, (memory.slots, -1)).sum(-1))
 
+def one_way(
+    keys:Tensor, # (B,n,Dk,H,W)
+)->Tensor:       # (B,n,n) in [-1,1]: how well the row's frame is found in the column's
+    "Eq. 1 for all ordered pairs."
+    return torch.stack([best_match_similarity(k, keys) for k in keys.unbind(1)], 1)
+
 def likeness(
     memory:Memory,     # n filled slots
     template:Template, # The new frame
 )->Tensor:             # (B,n+1,n+1) in [-1,1], symmetric, the newcomer last
     "Eq. 1 on the reading keys for all pairs of frames, both directions averaged."
-    keys = torch.cat([memory.keys, template.key[:,None]], 1)                 # (B,n+1,Dk,H,W)
-    one_way = torch.stack([best_match_similarity(k, keys) for k in keys.unbind(1)], 1)
-    return (one_way+one_way.mT)/2
+    there = one_way(torch.cat([memory.keys, template.key[:,None]], 1))       # (B,n+1,n+1)
+    return (there+there.mT)/2
 
 # %% ../../nbs/25_memory.bank.ipynb #de8b81e8
 class Choosing(Swappable):
