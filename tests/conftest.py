@@ -1,4 +1,4 @@
-"""Shared fixtures: where real data lives, and one thread per process so that parallel tests share two cores."""
+"""Shared fixtures: real data, a small network, made clips; one thread per process, for parallel tests on two cores."""
 import os
 from pathlib import Path
 
@@ -16,3 +16,17 @@ def data_root() -> Path:
     if not root.is_dir():
         pytest.skip(f"no real data at STREMN_DATA={root}")
     return root
+
+
+@pytest.fixture(scope="module")
+def model():
+    "The small untrained network of `test_infer.network`."
+    from test_infer import network
+    return network()
+
+
+@pytest.fixture(scope="module")
+def clips(request):
+    "Five Chameleon clips of the test module's own `CLIP`."
+    from stremn.data.synthetic import chameleon_batch
+    return chameleon_batch(range(5), request.module.CLIP)

@@ -23,8 +23,7 @@ MAX_NOTEBOOK_KB = 300
 MAX_FILE_KB = 1000
 MAX_EXPORTED_LINES = 40
 MAX_OTHER_LINES = 20
-MAX_COLUMNS = 120      # of a notebook cell
-MAX_FILE_COLUMNS = 152 # of a test or tool
+MAX_COLUMNS = 120
 SKIPPED_FOLDERS = {".git", ".venv", "__pycache__", ".ipynb_checkpoints", ".pytest_cache", ".ruff_cache", ".hypothesis",
                    "build", "dist", "runs", "reproduced", "_proc", "_docs"}
 DATA_SUFFIXES = {".mp4", ".avi", ".mov", ".npy", ".npz", ".pt", ".pth", ".pkl", ".zip", ".tar", ".gz", ".tgz",
@@ -348,12 +347,12 @@ def cells_are_short(root: Path) -> list[str]:
 
 
 def lines_fit(root: Path) -> list[str]:
-    "Code is at most 120 columns wide in notebooks, 152 in Python files; a directive (a caption) may be longer."
-    places = [(f"{nb.name} cell {c.index}", c.code, MAX_COLUMNS) for nb in notebooks(root) for c in nb.code]
-    places += [(p.relative_to(root).as_posix(), p.read_text(encoding="utf-8"), MAX_FILE_COLUMNS) for p in committed(root)
+    "Code is at most 120 columns wide, in notebooks, tests and tools; a directive (a caption) may be longer."
+    places = [(f"{nb.name} cell {c.index}", c.code) for nb in notebooks(root) for c in nb.code]
+    places += [(p.relative_to(root).as_posix(), p.read_text(encoding="utf-8")) for p in committed(root)
                if p.suffix == ".py" and not p.is_relative_to(root / "stremn")]
-    return [f"{where}, line {i}: {len(line)} columns" for where, text, most in places
-            for i, line in enumerate(text.splitlines(), 1) if len(line) > most]
+    return [f"{where}, line {i}: {len(line)} columns" for where, text in places
+            for i, line in enumerate(text.splitlines(), 1) if len(line) > MAX_COLUMNS]
 
 
 def lessons_do_not_print(root: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""What the memory keeps: traces against streams, distances against loops and laws, correlations against scipy, records."""
+"""What the memory keeps: traces against streams, distances against loops, correlations against scipy, records."""
 from dataclasses import replace
 from statistics import fmean
 
@@ -15,7 +15,7 @@ from stremn.analysis import (CELLS, Trace, at_decisions, auc_pairs, distance_his
                              trace, trace_video, victims, watched)
 from stremn.core import Record
 from stremn.data.clips import Clip
-from stremn.data.synthetic import ChameleonConfig, chameleon_batch
+from stremn.data.synthetic import ChameleonConfig
 from stremn.infer import VideoSegmenter
 from stremn.measure import UNBOUNDED, TinyProtocol, frame_scores
 from stremn.memory.rules import RULES, Request
@@ -24,16 +24,6 @@ from stremn.models.hub import save_weights
 from test_infer import network, refused
 
 CLIP = ChameleonConfig(frames=12, size=32, modes=3, stay=(1, 2), fade=1, lookalikes=1)
-
-
-@pytest.fixture(scope="module")
-def model():
-    return network()
-
-
-@pytest.fixture(scope="module")
-def clips():
-    return chameleon_batch(range(5), CLIP)
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +211,8 @@ def test_the_network_under_the_queue_obeys_the_law_exactly(model, clips):
 # ---------------------------------------------------------------- modes and measures
 def test_measures_against_loops(learned, clips):
     m = kept_measures(learned, (2, 4, 8))
-    assert set(m) == {"J", "reach", "d02-03", "d04-07", "d08+", "distinct", "distinct_mean", "hidden_mean", "seen", "alike"}
+    assert set(m) == {"J", "reach", "d02-03", "d04-07", "d08+", "distinct", "distinct_mean", "hidden_mean", "seen",
+                      "alike"}
     for i, clip in enumerate(clips):
         modes = clip.modes[:, 0].tolist()
         held = [[modes[f] if f >= 0 else None for f in row] for row in learned.frames[i].tolist()]

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 import stremn
-from stremn.claims import (RIVALS, all_claims, against_stored, beats_all, claims_table, difference, equal, memory_claims,
-                           reproduce, rows_of_study, table_claims)
+from stremn.claims import (RIVALS, all_claims, against_stored, beats_all, claims_table, difference, equal,
+                           memory_claims, reproduce, rows_of_study, table_claims)
 from stremn.core import Record
 from stremn.results import VERDICTS, Interval
 from test_infer import refused

@@ -1,4 +1,4 @@
-"What a frame costs: formulas against torch's counter, bytes against tensors and the operating system, records against now."
+"What a frame costs: formulas against torch's counter, bytes against tensors and the system, records against now."
 import math
 import subprocess
 import sys
@@ -196,7 +196,8 @@ def test_reencoding_gives_the_answer_of_stored_projections():
                 answer, x, q = reencoding_step(bank, x, q, maps[t], queries[t], t, group)
                 torch.testing.assert_close(answer, bank.read(memory, queries[t], group))
                 memory = bank.write(memory, bank.template(maps[t], queries[t], group), t, group)
-                torch.testing.assert_close(x[:, 1], torch.stack([maps[f, i] for i, f in enumerate(memory.frames[:, 1])]))
+                second = torch.stack([maps[f, i] for i, f in enumerate(memory.frames[:, 1])])
+                torch.testing.assert_close(x[:, 1], second)
 
 
 # ---- bytes ---------------------------------------------------------------------------------------------------------

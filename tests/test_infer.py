@@ -35,11 +35,6 @@ def network(**bank):
 
 
 @pytest.fixture(scope="module")
-def model():
-    return network()
-
-
-@pytest.fixture(scope="module")
 def clip():
     return chameleon(5, ChameleonConfig(frames=14, size=32, objects=2, modes=2, stay=(2, 3), fade=1))
 

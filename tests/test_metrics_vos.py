@@ -1,4 +1,4 @@
-"""J and F against two independent judges (vos-benchmark, scipy in float64), on random and on real masks; folder errors."""
+"""J and F against two independent judges (vos-benchmark, scipy in float64), on random and real masks; folder errors."""
 import math
 
 import numpy as np
@@ -45,7 +45,8 @@ def vos_benchmark(pred, truth, drop_ends=True):
     "Per-object J and F of vos-benchmark's own evaluator."
     Evaluator = pytest.importorskip("vos_benchmark.evaluator").Evaluator
     judge = Evaluator()
-    for p, t in list(zip(np.asarray(pred), np.asarray(truth)))[1:-1] if drop_ends else zip(np.asarray(pred), np.asarray(truth)):
+    pairs = list(zip(np.asarray(pred), np.asarray(truth)))
+    for p, t in pairs[1:-1] if drop_ends else pairs:
         judge.feed_frame(p, t)
     return tuple({int(k): float(v) / 100 for k, v in x.items()} for x in judge.conclude())
 
@@ -61,12 +62,14 @@ def blobs(seed, shape, share=.3, smooth=2.):
 
 
 # ---- frames -------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("shape", [(12, 30, 47), (8, 64, 64), (4, 120, 214), (2, 240, 427), (20, 1, 9), (20, 9, 1), (3, 1, 1)])
+@pytest.mark.parametrize("shape",
+                         [(12, 30, 47), (8, 64, 64), (4, 120, 214), (2, 240, 427), (20, 1, 9), (20, 9, 1), (3, 1, 1)])
 def test_frames_agree_with_float64_judge(shape):
     smooth = min(2., min(shape[1:]) / 8)
     for seed in range(3):
         p, t = blobs(seed, shape, smooth=smooth), blobs(seed + 100, shape, share=.25, smooth=smooth)
-        t = np.where(np.arange(shape[0])[:, None, None] % 2 == 0, np.roll(p, (1, 2), (1, 2)), t)     # near misses and strangers
+        near = np.roll(p, (1, 2), (1, 2))
+        t = np.where(np.arange(shape[0])[:, None, None] % 2 == 0, near, t)                   # near misses and strangers
         want = np.array([official(a, b) for a, b in zip(p, t)])
         assert np.abs(jaccard(p, t).numpy() - want[:, 0]).max() < 1e-12
         assert np.abs(contour_accuracy(p, t).numpy() - want[:, 1]).max() < 1e-12
@@ -94,7 +97,8 @@ def test_near_is_exact_and_keeps_frames_apart():
     g = torch.Generator().manual_seed(0)
     for r in (0, 1, 2, 5, 9):
         a, b = (torch.stack([torch.randint(0, n, (60,), generator=g) for n in (3, 40, 50)], 1) for _ in range(2))
-        d = (a[:, None, 1:] - b[None, :, 1:]).square().sum(-1).where(a[:, None, 0] == b[None, :, 0], torch.tensor(10**9))
+        d = (a[:, None, 1:] - b[None, :, 1:]).square().sum(-1).where(a[:, None, 0] == b[None, :, 0],
+                                                                     torch.tensor(10**9))
         assert (near(a, b, r) == (d <= r * r).any(1)).all()
     assert near(a[:0], b, 3).shape == (0,) and not near(a, b[:0], 3).any()
 
@@ -124,7 +128,7 @@ def test_leading_axes_numbers_and_arrays():
 
 
 def test_many_frames_are_worked_off_in_parts():
-    p, t = blobs(8, (9, 300, 400)), blobs(9, (9, 300, 400))                    # 9 frames of 120,000 pixels: more than one part
+    p, t = blobs(8, (9, 300, 400)), blobs(9, (9, 300, 400))             # 9 frames of 120,000 pixels: more than one part
     assert torch.equal(contour_accuracy(p, t), torch.stack([contour_accuracy(a, b) for a, b in zip(p, t)]))
 
 
@@ -156,7 +160,8 @@ def label_video(seed, T=7, H=48, W=60, objects=3):
 @pytest.mark.parametrize("seed", range(6))
 def test_videos_agree_with_vos_benchmark(seed):
     truth = label_video(seed)
-    pred = np.where(np.random.default_rng(seed).random(truth.shape) < .1, label_video(seed + 50), np.roll(truth, (1, 1), (1, 2)))
+    pred = np.where(np.random.default_rng(seed).random(truth.shape) < .1, label_video(seed + 50),
+                    np.roll(truth, (1, 1), (1, 2)))
     for drop in (True, False):
         J, F = vos_benchmark(pred, truth, drop)
         got = score_video(pred, truth, drop_ends=drop)
@@ -167,7 +172,7 @@ def test_videos_agree_with_vos_benchmark(seed):
 
 
 def test_known_deviation_from_vos_benchmark():
-    "It starts to count an object at the first scored frame that shows it; the official program counts empty frames as 1."
+    "It counts an object from the first scored frame that shows it; the official program counts empty frames as 1."
     truth = np.zeros((6, 20, 20), int)
     truth[0, 5:9, 5:9] = truth[3:, 5:9, 5:9] = 1
     pred = np.roll(truth, 1, 2)
@@ -191,7 +196,7 @@ def test_which_objects_and_frames_count():
     assert score_video(pred, sparse)[3].frames.tolist() == [3, 4, 5]
     assert score_video(pred, sparse, drop_ends=False)[3].frames.tolist() == [1, 3, 4, 5, 7]
     truth[7] = 0
-    truth[7, 0, 0] = 7                                                         # enters in the last frame: nothing to score
+    truth[7, 0, 0] = 7                                                      # enters in the last frame: nothing to score
     assert list(score_video(pred, truth, objects="all")) == [3, 5]
     assert all(s.j == 1 for s in late.values())
 
@@ -212,9 +217,11 @@ def test_statistics_of_the_official_report():
 
 def test_means_are_over_objects():
     def fake(j):
-        return score_object(np.zeros((3, 2, 2)), np.zeros((3, 2, 2)))._replace(J=torch.tensor([j]).double(), F=torch.tensor([j / 2]).double())
+        score = score_object(np.zeros((3, 2, 2)), np.zeros((3, 2, 2)))
+        return score._replace(J=torch.tensor([j]).double(), F=torch.tensor([j / 2]).double())
     r = Report({"crowd": {1: fake(.2), 2: fake(.4), 3: fake(.6)}, "solo": {1: fake(1.)}})
-    assert r.metrics["J"] == pytest.approx(.55) and r.metrics["F"] == pytest.approx(.275) and r.metrics["JF"] == pytest.approx(.4125)
+    assert r.metrics["J"] == pytest.approx(.55) and r.metrics["F"] == pytest.approx(.275)
+    assert r.metrics["JF"] == pytest.approx(.4125)
     assert r.per_video == pytest.approx({"crowd": .3, "solo": .75})
     assert r.metrics["J_recall"] == pytest.approx(.5) and r.metrics["J_decay"] == 0
     assert len(r.to_csv().splitlines()) == 5 and "crowd" in r._repr_markdown_()
@@ -233,8 +240,10 @@ def spoiled(truth, kind):
     return out
 
 
-@pytest.mark.parametrize("video,kind", [("davis2016/Annotations/240p/blackswan", "moved"), ("davis2016/Annotations/240p/breakdance", "eroded"),
-                                        ("multi/Annotations/240p/dogs_jump", "moved"), ("multi/Annotations/240p/dogs_jump", "dilated"),
+@pytest.mark.parametrize("video,kind", [("davis2016/Annotations/240p/blackswan", "moved"),
+                                        ("davis2016/Annotations/240p/breakdance", "eroded"),
+                                        ("multi/Annotations/240p/dogs_jump", "moved"),
+                                        ("multi/Annotations/240p/dogs_jump", "dilated"),
                                         ("davis2016/Annotations/480p/dog", "eroded")])
 def test_real_masks_agree_with_both_judges(data_root, video, kind):
     files = sorted((data_root / video).glob("*.png"))[:14 if "240p" in video else 6]
@@ -275,7 +284,8 @@ def test_davis_from_files_equals_arrays_and_vos_benchmark(davis):
         truth = label_video(seed, T=5, objects=2 + seed)
         j, f = vos_benchmark(np.roll(truth, 1, 2), truth)
         J, F = J + list(j.values()), F + list(f.values())
-    assert r.metrics["J"] == pytest.approx(np.mean(J), abs=1e-9) and r.metrics["F"] == pytest.approx(np.mean(F), abs=1e-9)
+    assert r.metrics["J"] == pytest.approx(np.mean(J), abs=1e-9)
+    assert r.metrics["F"] == pytest.approx(np.mean(F), abs=1e-9)
     assert r.metrics["JF"] == pytest.approx((np.mean(J) + np.mean(F)) / 2, abs=1e-9)
     assert list(evaluate_davis(davis / "masks", davis, split="one").videos) == ["dog"]
     folders = evaluate_folders(davis / "masks", davis / "Annotations/480p")
@@ -288,7 +298,8 @@ def test_2016_merges_all_objects(davis):
     r = evaluate_davis(davis / "masks", davis, year=2016)
     truth = label_video(1, T=5, objects=3) > 0
     want = score_object(np.roll(truth, 1, 2), truth)
-    assert list(r.objects) == [("cat", 1), ("dog", 1)] and r.videos["dog"][1].j == want.j and r.videos["dog"][1].f == want.f
+    assert list(r.objects) == [("cat", 1), ("dog", 1)] and r.videos["dog"][1].j == want.j
+    assert r.videos["dog"][1].f == want.f
 
 
 def test_perfect_predictions_score_one(davis):
@@ -306,13 +317,19 @@ def test_ends_need_no_prediction(davis):
 
 @pytest.mark.parametrize("harm,expected", [
     (lambda d: (d / "masks/dog/00002.png").unlink(), ("dog/00002.png", "not found")),
-    (lambda d: [f.unlink() for f in (d / "masks/dog").iterdir()] and (d / "masks/dog").rmdir(), ("masks/dog", "folder")),
-    (lambda d: write_mask(d / "masks/dog/00002.png", torch.zeros(10, 20, dtype=torch.long)), ("dog/00002.png", "60x48", "20x10")),
+    (lambda d: [f.unlink() for f in (d / "masks/dog").iterdir()] and (d / "masks/dog").rmdir(),
+     ("masks/dog", "folder")),
+    (lambda d: write_mask(d / "masks/dog/00002.png", torch.zeros(10, 20, dtype=torch.long)),
+     ("dog/00002.png", "60x48", "20x10")),
     (lambda d: write_mask(d / "masks/cat/00002.png", torch.full((48, 60), 8)), ("cat/00002.png", "[1, 2]", "[8]")),
-    (lambda d: write_mask(d / "masks/bird/00000.png", torch.zeros(48, 60, dtype=torch.long)), ("masks/bird", "no sequence")),
-    (lambda d: write_mask(d / "Annotations/480p/dog/00003.png", torch.zeros(10, 20, dtype=torch.long)), ("480p/dog/00003.png", "20x10")),
-    (lambda d: write_mask(d / "Annotations/480p/dog/00000.png", torch.zeros(48, 60, dtype=torch.long)), ("480p/dog", "first annotated frame")),
-    (lambda d: [(d / f"Annotations/480p/dog/0000{t}.png").unlink() for t in range(2, 5)], ("480p/dog", "2 annotated frames")),
+    (lambda d: write_mask(d / "masks/bird/00000.png", torch.zeros(48, 60, dtype=torch.long)),
+     ("masks/bird", "no sequence")),
+    (lambda d: write_mask(d / "Annotations/480p/dog/00003.png", torch.zeros(10, 20, dtype=torch.long)),
+     ("480p/dog/00003.png", "20x10")),
+    (lambda d: write_mask(d / "Annotations/480p/dog/00000.png", torch.zeros(48, 60, dtype=torch.long)),
+     ("480p/dog", "first annotated frame")),
+    (lambda d: [(d / f"Annotations/480p/dog/0000{t}.png").unlink() for t in range(2, 5)],
+     ("480p/dog", "2 annotated frames")),
     (lambda d: (d / "ImageSets/2017/val.txt").write_text("cat\nhorse\n"), ("480p/horse", "not found")),
     (lambda d: (d / "ImageSets/2017/val.txt").write_text(""), ("val.txt", "empty")),
     (lambda d: (d / "ImageSets/2017/val.txt").unlink(), ("val.txt", "not found")),
