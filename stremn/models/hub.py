@@ -6,7 +6,7 @@
 __all__ = ['TASKS', 'HERE', 'FOLDER', 'restore', 'from_plain', 'available', 'save_weights', 'read_file', 'find_weights',
            'header_field', 'load']
 
-# %% ../../nbs/44_models.hub.ipynb #d491d67f
+# %% ../../nbs/44_models.hub.ipynb #9aacd5ab
 import dataclasses
 import json
 import os
@@ -20,9 +20,10 @@ from safetensors.torch import save
 from torch import nn
 
 from ..core import StremnError, check, pick_device, plain
+from .prediction import PredictionConfig, PredictionModel
 from .vos import VOSConfig, VOSModel
 
-# %% ../../nbs/44_models.hub.ipynb #33d71c1d
+# %% ../../nbs/44_models.hub.ipynb #5598602b
 def restore(
     hint:object, # Type hint of a field: a plain type, a dataclass, a tuple, or a union of those with None
     value:object,# Plain data
@@ -58,8 +59,8 @@ def from_plain(
     check(not missing, f"{where}: expected all fields of {kind.__name__}, found no {', '.join(missing)}")
     return kind(**{k:restore(hints[k], v, f"{where}.{k}") for k,v in data.items()})
 
-# %% ../../nbs/44_models.hub.ipynb #f7a2ce87
-TASKS = {"vos":(VOSConfig, VOSModel)} # task -> config and network
+# %% ../../nbs/44_models.hub.ipynb #cc61cd6b
+TASKS = {"vos":(VOSConfig, VOSModel), "prediction":(PredictionConfig, PredictionModel)} # task -> config and network
 HERE = Path(__file__).resolve().parent if "__file__" in globals() else Path("../stremn/models").resolve()
 FOLDER = HERE.parent/"weights" # of the networks that come with the package
 
