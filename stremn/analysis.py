@@ -8,7 +8,7 @@ __all__ = ['KEPT', 'CELLS', 'Seen', 'watched', 'Trace', 'fill', 'iou_matrix', 'a
            'spearman', 'auc_pairs', 'at_decisions', 'score_follows', 'victims', 'fingerprint', 'kept_config', 'kept',
            'run_kept', 'by_clip', 'entries', 'replay', 'timeline_record', 'histories']
 
-# %% ../nbs/61_analysis.ipynb #89172463
+# %% ../nbs/61_analysis.ipynb #b88dae32
 import hashlib
 import time
 from collections.abc import Sequence
@@ -26,12 +26,13 @@ from .core import Record, check, device_name, make_generator, plain
 from .data.clips import Batch, Clip, collate, one_hot_objects
 from .infer import VideoSegmenter, borrowed
 from .measure import UNBOUNDED, TinyProtocol, held_out
+from .memory.bank import one_way
 from .memory.rules import RULES, Request, Selector, find_rule
-from .memory.similarity import best_match_similarity
 from .memory.update import Memory
 from .metrics.vos import jaccard
 from .models.hub import find_weights, load
 from .models.vos import VOSModel
+from .results import stored_record
 
 # %% ../nbs/61_analysis.ipynb #07bffc05
 class Seen(NamedTuple):
@@ -99,7 +100,7 @@ def iou_matrix(
     either = area[:,:,None]+area[:,None]-both
     return torch.where(either>0, both/either.clamp_min(1), 1.)
 
-# %% ../nbs/61_analysis.ipynb #cddaca01
+# %% ../nbs/61_analysis.ipynb #53f5181c
 def assemble(
     names:Sequence[str],  # V clips
     held:list[Tensor],    # T times (V,n) long, frame in each slot; n grows while the memory fills
@@ -112,8 +113,7 @@ def assemble(
 )->Trace:
     "Put a trace together from what was noted on the way."
     frames = torch.stack([F.pad(h, (0, K-h.shape[1]), value=-1) for h in held], 1)            # (V,T,K)
-    each = [best_match_similarity(memory.keys[:,i], memory.keys) for i in range(memory.slots)]
-    alike = torch.stack(each, 1).float()                                                      # (V,n,n)
+    alike = one_way(memory.keys).float()                                                      # (V,n,n)
     alike = alike.masked_fill(torch.eye(memory.slots, dtype=torch.bool, device=alike.device), torch.nan)
     alike = F.pad(alike, (0, K-memory.slots, 0, K-memory.slots), value=torch.nan)
     if modes is None: modes = torch.full(frames.shape[:2], -2)
@@ -368,7 +368,7 @@ def kept(
     return Record(f"{c.policy}-K{c.slots}", means | pooled, kept_config(c, mark), c.seed, time.perf_counter()-began,
                   clips={k:v for k,v in each.items() if v}, device=device)
 
-# %% ../nbs/61_analysis.ipynb #817387f2
+# %% ../nbs/61_analysis.ipynb #27393505
 def run_kept(
     weights:dict[int,str|Path],     # Seed of a training run -> what `stremn.load` accepts
     out:Path|str,                   # Folder of the records
@@ -384,8 +384,7 @@ def run_kept(
         bar.set_description(f"seed {seed}: {policy}, K={slots}")
         if ready!=seed: model,mark,ready = None,fingerprint(weights[seed]),seed
         own = replace(c, weights=Path(weights[seed]).stem, policy=policy, slots=slots, seed=seed)
-        file = out/f"{policy}-K{slots}-s{seed}.json"
-        old = Record.load(file) if file.is_file() else None
+        old = stored_record(out, f"{policy}-K{slots}", seed)
         if old is None or old.config!=kept_config(own, mark):
             model,clips = load(weights[seed]) if model is None else model,held_out(c) if clips is None else clips
             old = kept(model, own, clips, mark)

@@ -126,7 +126,7 @@ def target_slots(
     merit = (alike if target=="most_similar" else -alike).masked_fill(~free, -torch.inf)
     return F.one_hot(merit.argmax(1), gone.shape[1]).bool() & free
 
-# %% ../../nbs/26_memory.fusion.ipynb #349b7cc3
+# %% ../../nbs/26_memory.fusion.ipynb #fbd9a327
 class FeatureBank(MemoryBank):
     "A memory bank that stores feature maps and projects all slots whenever they are looked at."
     def template(self,
@@ -135,11 +135,8 @@ class FeatureBank(MemoryBank):
         group:Tensor|None=None,     # (B,) long, video each row belongs to; None: row i is video i
     )->Template:
         "The maps themselves: the query encoder's in `key` (no channels without shared keys), X^M in `value`."
-        shared,none = self.config.shared_keys,memory_features[:,:0]
-        check(not shared or query_features is not None,
-              "shared_keys=True: the key comes from query_features, found None")
-        if not shared: return Template(none, memory_features, none)
-        return Template(query_features if group is None else query_features[group], memory_features, none)
+        none,key = memory_features[:,:0],self.key_of(memory_features, query_features, group, project=False)
+        return Template(key if self.config.shared_keys else none, memory_features, none)
 
     def project(self, stored:Memory|Template)->Memory|Template:
         "Keys, values and update keys of stored feature maps."
