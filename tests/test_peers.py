@@ -1,4 +1,4 @@
-"""Contracts of the peers: what STM keeps, STCN's best few, GC's matrix against loops; views on one set of weights; streams and fit."""
+"""Contracts of the peers: what STM keeps, STCN's best few, GC's matrix against loops; views, streams and training."""
 import copy
 import itertools
 from dataclasses import replace
@@ -55,7 +55,8 @@ def video(T=8, O=1, seed=0):
     "Frames, labels of the first with all objects there, and nobody padded."
     labels = torch.zeros(1, 16, 16, dtype=torch.long)
     for i in range(O): labels[0, 2:9, 1 + 5 * i:5 + 5 * i] = i + 1
-    return torch.rand(1, T, 3, 16, 16, generator=make_generator(seed)).double(), labels, torch.ones(1, O, dtype=torch.bool)
+    frames = torch.rand(1, T, 3, 16, 16, generator=make_generator(seed)).double()
+    return frames, labels, torch.ones(1, O, dtype=torch.bool)
 
 
 # ---- what stays ----------------------------------------------------------------------------------------------------
@@ -78,7 +79,8 @@ def test_memory_holds_what_the_walk_says(gamma, previous, first):
         for t in range(first, 29):
             memory = bank.write(memory, bank.template(x[t], q[t]), t)
             want = schedule(t + 1, gamma, previous, first)
-            assert memory.frames.tolist() == [want] * 2 and memory.seen == t - first + 1 and memory.updates.shape[2] == 0
+            assert memory.frames.tolist() == [want] * 2 and memory.seen == t - first + 1
+            assert memory.updates.shape[2] == 0
             torch.testing.assert_close(memory.values, torch.stack([bank.memory_value(x[i]) for i in want], 1))
             torch.testing.assert_close(memory.keys, torch.stack([bank.memory_key(x[i]) for i in want], 1))
 
@@ -210,7 +212,7 @@ def test_a_peer_shares_all_weights_and_changes_nothing(name):
     with torch.no_grad():
         other(*video(7, 2))
         other.bank.beta.add_(1)
-    assert torch.equal(model.bank.beta, state["bank.beta"]+1)                   # train one, and the other has learned it
+    assert torch.equal(model.bank.beta, state["bank.beta"] + 1)                # train one, and the other has learned it
     clone = copy.deepcopy(other)                                                # and one that stands alone
     assert type(clone.bank) is PEERS[name].bank and next(clone.parameters()) is not next(model.parameters())
 
@@ -313,7 +315,7 @@ def test_gc_learns_one_clip():
      "stcn: expected weights trained with shared_keys=True, found False; see peer_config"),
     (lambda m: linear_bank(m.bank, -1), "gamma: expected 1 or more, or None, found -1"),
     (lambda m: LinearBank(TOY, 0), "gamma: expected 1 or more, or None, found 0"),
-    (lambda m: ContextBank(TOY, shared_keys=True).template(torch.zeros(1, 6, 2, 2)), "the key comes from query_features"),
+    (lambda m: ContextBank(TOY, shared_keys=True).template(torch.zeros(1, 6, 2, 2)), "comes from query_features"),
     (lambda m: held_frames(0), "expected 0 <= first < T, found T=0 and first=0"),
     (lambda m: held_frames(3, first=3), "found T=3 and first=3"),
 ])
