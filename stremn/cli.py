@@ -265,7 +265,7 @@ def stored_records()->Path: # nbs/results of a checkout; `results` in the curren
     here = Path(__file__).resolve().parent.parent/"nbs"/"results" if "__file__" in globals() else Path("results")
     return here if here.is_dir() else Path("results")
 
-# %% ../nbs/63_cli.ipynb #12883728
+# %% ../nbs/63_cli.ipynb #4d6b282c
 @dataclass
 class Table:
     """Print a table as measured here; with --run, train and measure what it lacks.
@@ -296,7 +296,8 @@ class Table:
             if self.run_missing: self.measure(study, out)
             check((out/study).is_dir(), f"{out/study}: expected records, found none; measure them with --run")
             records = [r for r in load_records(out/study) if r.seed<self.seeds]
-            print(f"\n{study}\n\n{policy_table(records, 'JF' if self.name=='3' else 'J')}")
+            reference = {"2":"learned-K06", "6":"retrained_without"}.get(self.name, "oldest")
+            print(f"\n{study}\n\n{policy_table(records, 'JF' if self.name=='3' else 'J', reference)}")
 
     def measure(self, study:str, out:Path)->None:
         "Add the records that are missing."

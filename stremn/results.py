@@ -174,7 +174,7 @@ def row_difference(
     check_paired(a, b, metric)
     return crossed_interval(score_matrix(a, metric)-score_matrix(b, metric), draws, seed)
 
-# %% ../nbs/03_results.ipynb #718a8001
+# %% ../nbs/03_results.ipynb #e095976c
 def policy_table(
     records:list[Record],     # Records of one protocol, small or tiny
     metric:str="J",           # Key of `Record.clips`
@@ -195,8 +195,11 @@ def policy_table(
              "|:--|--:|:-:|--:|--:|--:|:-:|:--|"]
     for name in rows or sorted(scores, key=lambda name: -scores[name].mean()):
         ran,gap = name in scores,None
-        if ran and name!=reference and reference in scores:
-            gap = row_difference(groups[name], groups[reference], metric, draws, seed)
+        if ran and name!=reference and reference in scores:                # a study may be half done: common seeds
+            mine,other = groups[name],groups[reference]
+            both = {r.seed for r in mine} & {r.seed for r in other}
+            mine,other = ([r for r in g if r.seed in both] for g in (mine, other))
+            if both: gap = row_difference(mine, other, metric, draws, seed)
         cells = _interval_cells(crossed_interval(scores[name], draws, seed) if ran else None, ".3f")
         cells += [str(n) for n in scores[name].shape[::-1]] if ran else ["",""]
         cells += _interval_cells(gap, "+.3f")+["reference" if ran and name==reference else verdict(gap)]

@@ -243,3 +243,11 @@ def test_row_difference_is_paired_by_seed_and_clip():
     with pytest.raises(StremnError, match="same seeds"): row_difference(a[:1], b)
     other = [record("oldest", r.seed, "tiny", {"x":.5}) for r in b]
     with pytest.raises(StremnError, match="same clips"): row_difference(a, other)
+
+
+def test_a_policy_table_of_a_half_done_study_compares_the_seeds_that_both_have():
+    def record(name, seed, j):
+        return Record(name, {"J": j}, {"protocol": "tiny"}, seed, 1., clips={"J": {"a": j, "b": j + .1}})
+    records = [record("oldest", s, .5 + s / 10) for s in (0, 1)] + [record("learned", s, .6 + s / 10) for s in (1, 2)]
+    line = next(x for x in policy_table(records).splitlines() if x.startswith("| learned"))
+    assert "+0.100 | [+0.100, +0.100]" in line
