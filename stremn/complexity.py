@@ -9,7 +9,7 @@ __all__ = ['METHODS', 'COSTS', 'QUICK', 'CLAIM', 'EXPECTED', 'Sizes', 'sizes_of'
            'count_bytes', 'crossing', 'total_crossing', 'held_bytes', 'affinity_bytes', 'similarity_bytes',
            'read_bytes', 'threads', 'stopwatch', 'take_turns', 'peak_bytes', 'network_work', 'CostProtocol',
            'needed_bytes', 'cost_model', 'cost_at', 'measure_costs', 'series', 'passes_one', 'measured_crossing',
-           'sizes_in', 'crossings', 'claims', 'speedups', 'draw_costs', 'write_bench', 'bench']
+           'sizes_in', 'crossings', 'in_time', 'claims', 'speedups', 'draw_costs', 'write_bench', 'bench']
 
 # %% ../nbs/60_complexity.ipynb #7394245c
 import math
@@ -142,7 +142,7 @@ def count_flops(
     with FlopCounterMode(display=False) as counter, torch.no_grad(): f()
     return counter.get_total_flops()
 
-# %% ../nbs/60_complexity.ipynb #e53c7b32
+# %% ../nbs/60_complexity.ipynb #c4220ef8
 class LinearBank(MemoryBank):
     "STM's memory: frame 0, every gamma-th frame and the previous one. It grows with the video."
     def __init__(self,
@@ -156,11 +156,7 @@ class LinearBank(MemoryBank):
 
     def template(self, memory_features:Tensor, query_features:Tensor|None=None, group:Tensor|None=None)->Template:
         "Key and value; the update key has no channels."
-        shared = self.memory_key is None
-        check(not shared or query_features is not None,
-              "shared_keys=True: the key comes from query_features, found None")
-        key = self.query_key(query_features) if shared else self.memory_key(memory_features)
-        if shared and group is not None: key = key[group]
+        key = self.key_of(memory_features, query_features, group)
         return Template(key, self.memory_value(memory_features), key[:,:0])
 
     def choose(self, memory:Memory|None, template:Template, t:int, group=None, generator=None)->Decision:
@@ -171,7 +167,8 @@ class LinearBank(MemoryBank):
         "Keep the previous frame if it is one of the gamma-th, else the new one takes its place."
         if callable(memory): return super().apply(memory)
         if memory is None or memory.slots==1 or (t-1)%self.gamma==0: return append(memory, template, t)
-        return append(Memory(*(x[:,:-1] for x in memory[:4]), memory.seen), template, t)
+        before = Memory(*(x[:,:-1] if torch.is_tensor(x) else x for x in memory))
+        return append(before, template, t)
 
 # %% ../nbs/60_complexity.ipynb #36474753
 def linear_bank(
@@ -551,7 +548,7 @@ def sizes_in(record:Record)->Sizes: # of the bank it measured
     pixels = math.prod(math.ceil(n/model.stride) for n in c.size)
     return sizes_of(replace(model.bank.config, slots=c.slots), pixels, c.objects)
 
-# %% ../nbs/60_complexity.ipynb #f11eeef2
+# %% ../nbs/60_complexity.ipynb #cd9a0825
 EXPECTED = tuple(f"{name}-{device}" for device in ("cpu", "cuda") for name in COSTS)
 
 def crossings(record:Record)->list[tuple[str,str,Interval|None]]: # (what is counted, method, from which frame on)
@@ -564,6 +561,14 @@ def crossings(record:Record)->list[tuple[str,str,Interval|None]]: # (what is cou
     rows = [(what, m, None if t is None else Interval(t, t, t)) for what,m,t in exact]
     rows += [("seconds", m, measured_crossing(record, m)) for m in ("rule", "ours", "reencode")]
     return rows+[("bytes at the peak", m, measured_crossing(record, m, "peak")) for m in ("ours", "reencode")]
+
+def in_time(
+    first:Interval|None, # Frame from which on the slots are cheaper; infinite: never; None: nobody measured
+    latest:int=CLAIM,    # The claim is "at this frame or before"
+)->str:                  # One of `stremn.results.VERDICTS`
+    "Cheaper in time? The opposite word of \"later than\", so the last frame allowed still counts."
+    word = verdict(first, latest)
+    return {"reproduced":"not reproduced", "not reproduced":"reproduced"}.get(word, word)
 
 def claims(
     records:list[Record],        # From `measure_costs`
@@ -578,8 +583,7 @@ def claims(
         for what,m,x in crossings(r):
             x = Interval(*[math.inf]*3) if x is None else x
             ends = "exact" if x.lo==x.hi else f"[{text(x.lo)}, {text(x.hi)}]"
-            word = verdict((CLAIM-x.mean, CLAIM-x.hi, CLAIM-x.lo))
-            lines.append(f"| {r.name} | {what} | {METHODS[m]} | {text(x.mean)} | {ends} | {word} |")
+            lines.append(f"| {r.name} | {what} | {METHODS[m]} | {text(x.mean)} | {ends} | {in_time(x)} |")
     missing = [n for n in expected if n not in [r.name for r in records]]
     return "\n".join(lines+[f"| {n} | | | | | {verdict(None)} |" for n in missing])
 
