@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from stremn.core import StremnError, make_generator, plain
 from stremn.memory.bank import BankConfig
 from stremn.models import hub
-from stremn.models.hub import available, find_weights, from_plain, load, read_file, save_weights
+from stremn.models.hub import available, find_weights, from_plain, load, read_file, restore, save_weights
 from stremn.models.vos import VOSConfig, VOSModel
 
 CONFIG = VOSConfig(widths=(4, 6), decoder_width=4, bank=replace(
@@ -230,3 +230,14 @@ def test_shipped_weights_load_and_say_where_they_come_from():
         assert isinstance(model.card, dict) and model.card and all(p.isfinite().all() for p in model.parameters())
         with safe_open(hub.FOLDER / f"{name}.safetensors", "pt") as f:
             assert f.metadata()["task"] in hub.TASKS
+
+
+def test_a_field_of_several_types_takes_the_first_that_fits(tmp_path):
+    for width in (24, (24, 16)):
+        config = VOSConfig(widths=(8, 12), decoder_width=width, bank=BankConfig(
+            memory_channels=12, query_channels=12, key_channels=8, value_channels=8, update_channels=8))
+        path = save_weights(VOSModel(config), tmp_path / "net.safetensors", {})
+        assert load(path).config == config
+    assert restore(int | tuple[int, ...] | None, None, "x") is None
+    with pytest.raises(StremnError, match="x"):
+        restore(int | tuple[int, ...], "wide", "x")

@@ -6,12 +6,13 @@
 __all__ = ['TASKS', 'HERE', 'FOLDER', 'restore', 'from_plain', 'available', 'save_weights', 'read_file', 'find_weights',
            'header_field', 'load']
 
-# %% ../../nbs/44_models.hub.ipynb #9aacd5ab
+# %% ../../nbs/44_models.hub.ipynb #1f8320fa
 import dataclasses
 import json
 import os
 import types
 import typing
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ from ..core import StremnError, check, pick_device, plain
 from .prediction import PredictionConfig, PredictionModel
 from .vos import VOSConfig, VOSModel
 
-# %% ../../nbs/44_models.hub.ipynb #5598602b
+# %% ../../nbs/44_models.hub.ipynb #98798775
 def restore(
     hint:object, # Type hint of a field: a plain type, a dataclass, a tuple, or a union of those with None
     value:object,# Plain data
@@ -32,7 +33,9 @@ def restore(
     "Give one plain value its type back."
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         if value is None and type(None) in typing.get_args(hint): return None
-        hint = next(o for o in typing.get_args(hint) if o is not type(None))
+        *others,hint = (o for o in typing.get_args(hint) if o is not type(None))
+        for o in others:
+            with suppress(StremnError): return restore(o, value, where)
     if dataclasses.is_dataclass(hint): return from_plain(hint, value, where)
     if typing.get_origin(hint) is tuple:
         check(isinstance(value, (list, tuple)), f"{where}: expected a list, found {value!r}")
