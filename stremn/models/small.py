@@ -14,22 +14,23 @@ from ..memory.bank import BankConfig
 from .vos import VOSConfig, VOSModel
 from ..nets.efficientnet import load_lite
 
-# %% ../../nbs/46_models.small.ipynb #d25b58d0
+# %% ../../nbs/46_models.small.ipynb #c7d51cd7
 def small_vos(
     **changes, # Fields to change, e.g. skips=False
 )->VOSConfig:  # Keys of 48 and values of 96 channels at stride 8; six slots
     "The network of the `small` protocol: made for real video at 240 lines, light enough for two CPU cores."
     bank = BankConfig(memory_channels=128, query_channels=128, key_channels=48, value_channels=96, update_channels=48,
                       slots=6, similarity="l2", shared_keys=True)
-    small = dict(encoder="lite0", widths=(16, 24, 128), decoder_width=(96, 48, 32), key_gain=1.5, test_side=240, bank=bank)
+    small = dict(encoder="lite0", widths=(16, 24, 128), decoder_width=(96, 48, 32), key_gain=1.5, test_side=240,
+                 bank=bank)
     return VOSConfig(**small|changes)
 
-# %% ../../nbs/46_models.small.ipynb #396e45b5
+# %% ../../nbs/46_models.small.ipynb #98142b03
 def start_from_imagenet(
     model:VOSModel,           # Network with EfficientNet-Lite0 as its encoder; changed in place
     tensors:dict[str,Tensor], # From `lite_weights`
 )->VOSModel:                  # The same network, its depthwise filters fixed
-    "ImageNet weights for the query encoder. Its depthwise filters stay as they are: they are 3 % of it, and slow to learn."
+    "ImageNet weights for the query encoder. Its depthwise filters, 2 % of the network, are fixed: slow to learn."
     check(model.config.encoder=="lite0", f"model: expected lite0 as encoder, found {model.config.encoder}")
     load_lite(model.query_encoder, tensors)
     for name,weight in model.query_encoder.named_parameters():
