@@ -78,8 +78,8 @@ def test_the_share_of_stills_is_the_share_of_batches(root):
 
 def test_a_clip_of_a_video_is_one_of_its_stretches(root):
     video = training_videos(root, "davis2016-240p", only=("bear",))[0]
-    plain = replace(training().change, flip=0., zoom=(1., 1.), stretch=1., brightness=0., contrast=0., saturation=0., grey=0.,
-                    frame_turn=0., frame_shear=0., frame_brightness=0., frame_contrast=0., frame_saturation=0.)
+    plain = replace(training().change, flip=0., zoom=(1., 1.), stretch=1., brightness=0., contrast=0., saturation=0.,
+                    grey=0., frame_turn=0., frame_shear=0., frame_brightness=0., frame_contrast=0., frame_saturation=0.)
     clip = Videos([video], plain).sample(make_generator(3), 3, 64, 1, 2)
     whole = torch.stack([f for _, f, _ in video])
     index = [int((whole-f).abs().mean((1, 2, 3)).argmin()) for f in clip.frames]
@@ -104,11 +104,13 @@ def test_backbone_weights_have_a_rate_of_their_own(root):
 
 def test_two_parts_train_stop_go_on_and_segment(root, tmp_path):
     parts = (Part("stills", training(stages=(RealStage(3, 2, 2, 32),), videos=()), FitConfig(lr=1e-3, save_every=1)),
-             Part("videos", training(stages=(RealStage(3, 2, 3, 32, 0.),), stills=()), FitConfig(lr=1e-4, save_every=1)))
+             Part("videos", training(stages=(RealStage(3, 2, 3, 32, 0.),), stills=()),
+                  FitConfig(lr=1e-4, save_every=1)))
     done = train_parts(parts, root, tmp_path/"a", "cpu", progress=False)
     assert len(read_log(tmp_path/"a/stills")["loss"]) == len(read_log(tmp_path/"a/videos")["loss"]) == 3
     card = stremn.load(done).card
-    assert card["config"]["task"]["videos"] == ["davis2016-240p"] and card["config"]["start"]["task"]["stills"] == ["shapes"]
+    assert card["config"]["task"]["videos"] == ["davis2016-240p"]
+    assert card["config"]["start"]["task"]["stills"] == ["shapes"]
 
     class Stop(Exception):
         pass
