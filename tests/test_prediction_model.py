@@ -135,8 +135,9 @@ def test_frames_stay_in_range(output, dtype):
 def test_bad_frames_are_refused():
     good = video(2, 4, dtype=torch.float32)
     check_frames(good, 1, 4, 4)
-    bad = {"floats": good[0], "found list": [1], "uint8": (255 * good).byte(), "1 channels": good.expand(-1, -1, 3, -1, -1),
-           "at least 4": good[:, :3], "multiples of 4": good[..., :6], "to inf": good.masked_fill(good > .9, torch.inf),
+    bad = {"floats": good[0], "found list": [1], "uint8": (255 * good).byte(),
+           "1 channels": good.expand(-1, -1, 3, -1, -1), "at least 4": good[:, :3],
+           "multiples of 4": good[..., :6], "to inf": good.masked_fill(good > .9, torch.inf),
            "found nan": good.masked_fill(good > .9, torch.nan), "numbers in": good - .5, "floats .V": good[:, :, :, :0]}
     for message, frames in bad.items():
         with pytest.raises(StremnError, match=message) as e:

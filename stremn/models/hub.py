@@ -6,7 +6,7 @@
 __all__ = ['TASKS', 'HERE', 'FOLDER', 'restore', 'from_plain', 'available', 'save_weights', 'read_file', 'find_weights',
            'header_field', 'load']
 
-# %% ../../nbs/44_models.hub.ipynb #1f8320fa
+# %% ../../nbs/44_models.hub.ipynb #150ab28c
 import dataclasses
 import json
 import os
@@ -22,6 +22,7 @@ from torch import nn
 
 from ..core import StremnError, check, pick_device, plain
 from .prediction import PredictionConfig, PredictionModel
+from .recurrent import ConvLSTM, ConvLSTMConfig, PredRNN, PredRNNConfig, SimVP, SimVPConfig
 from .vos import VOSConfig, VOSModel
 
 # %% ../../nbs/44_models.hub.ipynb #98798775
@@ -62,8 +63,9 @@ def from_plain(
     check(not missing, f"{where}: expected all fields of {kind.__name__}, found no {', '.join(missing)}")
     return kind(**{k:restore(hints[k], v, f"{where}.{k}") for k,v in data.items()})
 
-# %% ../../nbs/44_models.hub.ipynb #cc61cd6b
-TASKS = {"vos":(VOSConfig, VOSModel), "prediction":(PredictionConfig, PredictionModel)} # task -> config and network
+# %% ../../nbs/44_models.hub.ipynb #ae86c398
+TASKS = {"vos":(VOSConfig, VOSModel), "prediction":(PredictionConfig, PredictionModel),  # task -> config and network
+         "convlstm":(ConvLSTMConfig, ConvLSTM), "predrnn":(PredRNNConfig, PredRNN), "simvp":(SimVPConfig, SimVP)}
 HERE = Path(__file__).resolve().parent if "__file__" in globals() else Path("../stremn/models").resolve()
 FOLDER = HERE.parent/"weights" # of the networks that come with the package
 
