@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['METHODS', 'COSTS', 'QUICK', 'CLAIM', 'EXPECTED', 'Sizes', 'sizes_of', 'linear_slots', 'head_flops', 'query_flops',
            'template_flops', 'read_flops', 'similarity_flops', 'step_flops', 'printed_flops', 'count_flops',
-           'LinearBank', 'linear_bank', 'with_linear_memory', 'filled', 'one_step', 'reencoding_step', 'steps',
-           'count_bytes', 'crossing', 'total_crossing', 'held_bytes', 'affinity_bytes', 'similarity_bytes',
-           'read_bytes', 'threads', 'stopwatch', 'take_turns', 'peak_bytes', 'network_work', 'CostProtocol',
-           'needed_bytes', 'cost_model', 'cost_at', 'measure_costs', 'series', 'passes_one', 'measured_crossing',
-           'sizes_in', 'crossings', 'in_time', 'claims', 'speedups', 'draw_costs', 'write_bench', 'bench']
+           'with_linear_memory', 'filled', 'one_step', 'reencoding_step', 'steps', 'count_bytes', 'crossing',
+           'total_crossing', 'held_bytes', 'affinity_bytes', 'similarity_bytes', 'read_bytes', 'threads', 'stopwatch',
+           'take_turns', 'peak_bytes', 'network_work', 'CostProtocol', 'needed_bytes', 'cost_model', 'cost_at',
+           'measure_costs', 'series', 'passes_one', 'measured_crossing', 'sizes_in', 'crossings', 'in_time', 'claims',
+           'speedups', 'draw_costs', 'write_bench', 'bench']
 
-# %% ../nbs/60_complexity.ipynb #7394245c
+# %% ../nbs/60_complexity.ipynb #b203eb2b
 import math
 import os
 import time
@@ -32,9 +32,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
 from .core import Record, check, device_name, make_generator, pick_device, plain
-from .memory.bank import BankConfig, Decision, MemoryBank
-from .memory.update import Memory, Template, append, blend
+from .memory.bank import BankConfig, MemoryBank
+from .memory.update import Memory, Template, blend
 from .models.hub import load
+from .models.peers import linear_bank, with_bank
 from .models.vos import VOSModel, paper_vos
 from .results import Interval, bootstrap_interval, verdict
 
@@ -142,53 +143,13 @@ def count_flops(
     with FlopCounterMode(display=False) as counter, torch.no_grad(): f()
     return counter.get_total_flops()
 
-# %% ../nbs/60_complexity.ipynb #c4220ef8
-class LinearBank(MemoryBank):
-    "STM's memory: frame 0, every gamma-th frame and the previous one. It grows with the video."
-    def __init__(self,
-        config:BankConfig|None=None, # Sizes and choices; None: the paper's. Slots and policy are not asked
-        gamma:int=5,                 # Every gamma-th frame stays
-        **changes,                   # Fields of `BankConfig` to change
-    ):
-        super().__init__(config, **changes)
-        check(gamma>0, f"gamma: expected 1 or more, found {gamma}")
-        self.gamma = gamma
-
-    def template(self, memory_features:Tensor, query_features:Tensor|None=None, group:Tensor|None=None)->Template:
-        "Key and value; the update key has no channels."
-        key = self.key_of(memory_features, query_features, group)
-        return Template(key, self.memory_value(memory_features), key[:,:0])
-
-    def choose(self, memory:Memory|None, template:Template, t:int, group=None, generator=None)->Decision:
-        "There is nothing to decide."
-        return Decision(None, None)
-
-    def apply(self, memory, template=None, t=None, decision=None)->Memory:
-        "Keep the previous frame if it is one of the gamma-th, else the new one takes its place."
-        if callable(memory): return super().apply(memory)
-        if memory is None or memory.slots==1 or (t-1)%self.gamma==0: return append(memory, template, t)
-        before = Memory(*(x[:,:-1] if torch.is_tensor(x) else x for x in memory))
-        return append(before, template, t)
-
-# %% ../nbs/60_complexity.ipynb #36474753
-def linear_bank(
-    bank:MemoryBank, # It is not changed
-    gamma:int=5,     # Every gamma-th frame stays
-)->LinearBank:       # Shares its weights
-    "STM's memory on the heads of a bank."
-    check(gamma>0, f"gamma: expected 1 or more, found {gamma}")
-    other = copy(bank)
-    other.__class__,other.gamma = LinearBank,gamma
-    return other
-
+# %% ../nbs/60_complexity.ipynb #70f2f687
 def with_linear_memory(
     model:VOSModel, # Network; it is not changed
     gamma:int=5,    # Every gamma-th frame stays
 )->VOSModel:        # The same encoders, decoder and heads around STM's memory
     "A network whose memory grows as STM's does, on the same weights."
-    other = copy(model)
-    other._modules = {**model._modules, "bank":linear_bank(model.bank, gamma)}
-    return other
+    return with_bank(model, linear_bank(model.bank, gamma))
 
 # %% ../nbs/60_complexity.ipynb #f80b951e
 def filled(

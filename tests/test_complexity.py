@@ -19,7 +19,6 @@ from stremn.complexity import (
     METHODS,
     QUICK,
     CostProtocol,
-    LinearBank,
     Sizes,
     affinity_bytes,
     bench,
@@ -30,7 +29,6 @@ from stremn.complexity import (
     draw_costs,
     filled,
     held_bytes,
-    linear_bank,
     linear_slots,
     measure_costs,
     measured_crossing,
@@ -58,6 +56,7 @@ from stremn.memory.bank import BankConfig, MemoryBank
 from stremn.memory.read import affinity
 from stremn.memory.similarity import best_match_similarity
 from stremn.models.hub import load
+from stremn.models.peers import LinearBank, linear_bank
 from stremn.models.vos import VOSModel, paper_vos
 from stremn.results import load_records
 

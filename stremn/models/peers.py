@@ -6,7 +6,7 @@
 __all__ = ['PEERS', 'stays', 'check_gamma', 'held_frames', 'Undecided', 'LinearBank', 'as_bank', 'with_bank', 'linear_bank',
            'context', 'distribute', 'ContextBank', 'Peer', 'find_peer', 'peer_config', 'peer']
 
-# %% ../../nbs/42_models.peers.ipynb #69debfb8
+# %% ../../nbs/42_models.peers.ipynb #1c74bfab
 from copy import copy
 from dataclasses import replace
 from typing import NamedTuple
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..core import check
-from ..memory.bank import BankConfig, Decision, MemoryBank
+from ..memory.bank import BankConfig, Decision, MemoryBank, per_row
 from ..memory.update import Memory, Template, append
 from .vos import VOSConfig, VOSModel
 
@@ -42,7 +42,7 @@ def held_frames(
     check(0<=first<T, f"T, first: expected 0 <= first < T, found T={T} and first={first}")
     return [t for t in range(first, T) if t==first or stays(t, gamma) or previous and t==T-1]
 
-# %% ../../nbs/42_models.peers.ipynb #df238e7b
+# %% ../../nbs/42_models.peers.ipynb #02d1a654
 class Undecided(MemoryBank):
     "A bank with nothing to decide: no update key is made, and policy and slots are not asked."
     def template(self,
@@ -51,11 +51,7 @@ class Undecided(MemoryBank):
         group:Tensor|None=None,     # (B,) long, video each row belongs to; None: row i is video i
     )->Template:
         "Key and value; the update key has no channels."
-        shared = self.memory_key is None
-        check(not shared or query_features is not None,
-              "shared_keys=True: the key comes from query_features, found None")
-        key = self.query_key(query_features) if shared else self.memory_key(memory_features)
-        if shared and group is not None: key = key[group]
+        key = self.key_of(memory_features, query_features, group)
         return Template(key, self.memory_value(memory_features), key[:,:0])
 
     def choose(self, memory:Memory|None, template:Template, t:int, group=None, generator=None)->Decision:
@@ -132,7 +128,7 @@ def distribute(
     "GC's read: the query key times the matrix, place by place."
     return torch.einsum("bvk,bkhw->bvhw", matrix, query_key.softmax(1) if softmax else query_key)
 
-# %% ../../nbs/42_models.peers.ipynb #a94737a2
+# %% ../../nbs/42_models.peers.ipynb #ada6383e
 class ContextBank(Undecided):
     "Global context (GC): one matrix an object, the mean over all frames; of constant size, and with its own training."
     def __init__(self,
@@ -159,8 +155,7 @@ class ContextBank(Undecided):
 
     def read(self, memory:Memory, query_features:Tensor, group:Tensor|None=None)->Tensor: # (B,2*Dv,H,W)
         "The query key times the matrix, and the query's own value; arguments as in `Heads.read`."
-        key,value = self.query_key(query_features),self.query_value(query_features)
-        if group is not None: key,value = key[group],value[group]
+        key,value = (per_row(head(query_features), group) for head in (self.query_key, self.query_value))
         return torch.cat([distribute(key, memory.values[:,0,:,:,0], self.softmax), value], 1)
 
 # %% ../../nbs/42_models.peers.ipynb #e70a2194
