@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Name', 'Count', 'Flag', 'STUDIES_OF', 'Command', 'no_traces', 'Memory', 'check_mask', 'Segment', 'Evaluate',
-           'Training', 'Train', 'Data', 'Models', 'stored_records', 'Table', 'Reproduce', 'Bench', 'parse', 'run',
-           'main']
+           'Training', 'Train', 'Data', 'Models', 'stored_records', 'add_records', 'Table', 'Reproduce', 'Bench',
+           'parse', 'run', 'main']
 
 # %% ../nbs/63_cli.ipynb #13cd9b98
 import os
@@ -256,7 +256,7 @@ class Models:
             print(f"{name}  {sum(p.numel() for p in model.parameters()):,} weights  {made}")
         if not available(): print("no weights came with this copy of stremn; make some: stremn train vos --out run")
 
-# %% ../nbs/63_cli.ipynb #bd0b0d73
+# %% ../nbs/63_cli.ipynb #a00b8646
 STUDIES_OF = {"1":("t1-swapped", "t1-retrained"), "2":("t2-slots",), "3":("real-davis", "real-multi"),
               "6":("t6-fusion", "t6-long"), "long":("long",)}
 
@@ -265,7 +265,23 @@ def stored_records()->Path: # nbs/results of a checkout; `results` in the curren
     here = Path(__file__).resolve().parent.parent/"nbs"/"results" if "__file__" in globals() else Path("results")
     return here if here.is_dir() else Path("results")
 
-# %% ../nbs/63_cli.ipynb #4d6b282c
+def add_records(
+    study:str,      # A folder of records
+    out:Path,       # The folder above it
+    runs:Path,      # Of the training runs
+    data:Path,      # Of the data sets
+    seeds:int,      # How many, from 0 on
+    progress:bool,  # Show bars?
+)->None:
+    "Measure what a study lacks."
+    from stremn.measure import REAL_STUDIES, RealProtocol, measure_policies, real_videos
+    from stremn.studies import run_study
+    if study in REAL_STUDIES:
+        c = RealProtocol(data=REAL_STUDIES[study])
+        measure_policies(c, real_videos(data, study), out/study, progress=progress)
+    else: run_study(study, out, runs, range(seeds), progress=progress)
+
+# %% ../nbs/63_cli.ipynb #0e036c53
 @dataclass
 class Table:
     """Print a table as measured here; with --run, train and measure what it lacks.
@@ -293,21 +309,11 @@ class Table:
         out = self.out or stored_records()
         check(self.seeds>0, f"--seeds: expected 1 or more, found {self.seeds}")
         for study in STUDIES_OF[self.name]:
-            if self.run_missing: self.measure(study, out)
+            if self.run_missing: add_records(study, out, self.runs, self.data, self.seeds, not self.quiet)
             check((out/study).is_dir(), f"{out/study}: expected records, found none; measure them with --run")
             records = [r for r in load_records(out/study) if r.seed<self.seeds]
             reference = {"2":"learned-K06", "6":"retrained_without"}.get(self.name, "oldest")
             print(f"\n{study}\n\n{policy_table(records, 'JF' if self.name=='3' else 'J', reference)}")
-
-    def measure(self, study:str, out:Path)->None:
-        "Add the records that are missing."
-        from stremn.measure import REAL_STUDIES, RealProtocol, measure_policies, real_videos
-        if study in REAL_STUDIES:
-            videos,c = real_videos(self.data, study),RealProtocol(data=REAL_STUDIES[study])
-            measure_policies(c, videos, out/study, progress=not self.quiet)
-        else:
-            from stremn.studies import run_study
-            run_study(study, out, self.runs, range(self.seeds), progress=not self.quiet)
 
 # %% ../nbs/63_cli.ipynb #2053f331
 @dataclass

