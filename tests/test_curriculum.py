@@ -1,10 +1,13 @@
 """Real pictures as a curriculum: what is drawn, what is learned from what, and a run that is stopped and goes on."""
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
 import torch
+from scipy.io import savemat
 
 import stremn
+from stremn import cli, curriculum
 from stremn.core import StremnError, make_generator
 from stremn.curriculum import (Part, RealStage, RealTask, RealTraining, Videos, paper_parts, small_parts,
                                train_parts, training_videos, where_is)
@@ -15,6 +18,8 @@ from stremn.memory.bank import BankConfig
 from stremn.models.small import small_vos
 from stremn.models.vos import VOSConfig, VOSModel
 from stremn.train import FitConfig, read_log
+from test_data_stills import box, make_coco, make_tree
+from test_data_youtube import make_split
 
 TINY = VOSConfig(widths=(8, 12), decoder_width=8, bank=BankConfig(
     memory_channels=12, query_channels=12, key_channels=8, value_channels=8, update_channels=8, slots=3,
@@ -158,3 +163,58 @@ def test_what_is_missing_is_named(root, tmp_path):
     empty = VideoFolder(root/"davis2016/JPEGImages/240p/bear")
     with pytest.raises(StremnError, match="expected an object to follow, found none"):
         Videos([empty]).sample(make_generator(0), 2, 16)
+
+
+@pytest.fixture(scope="module")
+def official(tmp_path_factory):
+    "What the paper trains on, in official trees, two of each."
+    root = tmp_path_factory.mktemp("official")
+    for layout, name in {"ecssd": "ECSSD", "msra10k": "MSRA10K", "hku-is": "HKU-IS"}.items():
+        make_tree(root / name, layout)
+    (root / "coco").mkdir()
+    make_coco(root / "coco", [{"image_id": k, "iscrowd": 0, "area": 400., "segmentation": [box(4, 4, 20, 20)]}
+                              for k in (7, 40)])
+    for k in (1, 2):
+        sbd = root / "benchmark_RELEASE/dataset"
+        write_frame(sbd / f"img/{k}.jpg", torch.rand(3, 32, 40))
+        (sbd / "inst").mkdir(exist_ok=True)
+        labels = torch.zeros(32, 40, dtype=torch.uint8)
+        labels[8:24, 8:30] = 1
+        savemat(sbd / f"inst/{k}.mat", {"GTinst": {"Segmentation": labels.numpy()}})
+    make_split(root / "YouTube-VOS/2018", "train", {"a": {1: 0, 7: 5}, "b": {1: 0}}, last=50)
+    for name, clip in zip(("bear", "dogs"), chameleon_batch((1, 2), ChameleonConfig(frames=11, objects=2)), strict=True):
+        for t in range(11):
+            write_frame(root / "DAVIS/JPEGImages/480p" / name / f"{t:05}.jpg", clip.frames[t])
+            write_mask(root / "DAVIS/Annotations/480p" / name / f"{t:05}.png", clip.masks[t])
+    (root / "DAVIS/ImageSets/2017").mkdir(parents=True)
+    (root / "DAVIS/ImageSets/2017/train.txt").write_text("bear\ndogs\n")
+    return root
+
+
+def test_the_papers_protocol_from_the_command_line(official, tmp_path, monkeypatch, capsys):
+    "Both stages on all seven data sets, a smaller network; stopped between them, it goes on; the weights segment."
+    def parts():
+        return tuple(replace(p, training=replace(p.training, model=TINY)) for p in paper_parts())
+    monkeypatch.setitem(curriculum.PROTOCOLS, "paper", parts)
+    words = ["train", "vos", "--protocol", "paper", "--data", str(official), "--out", str(tmp_path / "run"), "--quiet",
+             "--device", "cpu", "--random-start", "--steps", "3", "--size", "24", "--batch", "1", "--save-every", "1"]
+    real = curriculum.RealTask.batch
+
+    def stops(self, step, rank, seed):
+        if self.config.videos and step == 2:
+            raise KeyboardInterrupt
+        return real(self, step, rank, seed)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(curriculum.RealTask, "batch", stops)
+        with pytest.raises((SystemExit, KeyboardInterrupt)):
+            cli.main(words)
+    assert (tmp_path / "run/stills/model.safetensors").is_file()
+    assert not (tmp_path / "run/videos/model.safetensors").exists()
+    with suppress(SystemExit):
+        cli.main(words)
+    assert "went on after step" in capsys.readouterr().out
+    weights = tmp_path / "run/videos/model.safetensors"
+    video = training_videos(official, "davis2017", only=("dogs",))
+    record = measure_real(RealProtocol("paper", str(weights), "a made tree", slots=3), video)
+    assert set(record.clips["J"]) == {"dogs/1", "dogs/2"}
