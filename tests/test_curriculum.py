@@ -182,7 +182,8 @@ def official(tmp_path_factory):
         labels[8:24, 8:30] = 1
         savemat(sbd / f"inst/{k}.mat", {"GTinst": {"Segmentation": labels.numpy()}})
     make_split(root / "YouTube-VOS/2018", "train", {"a": {1: 0, 7: 5}, "b": {1: 0}}, last=50)
-    for name, clip in zip(("bear", "dogs"), chameleon_batch((1, 2), ChameleonConfig(frames=11, objects=2)), strict=True):
+    clips = chameleon_batch((1, 2), ChameleonConfig(frames=11, objects=2))
+    for name, clip in zip(("bear", "dogs"), clips, strict=True):
         for t in range(11):
             write_frame(root / "DAVIS/JPEGImages/480p" / name / f"{t:05}.jpg", clip.frames[t])
             write_mask(root / "DAVIS/Annotations/480p" / name / f"{t:05}.png", clip.masks[t])
