@@ -7,7 +7,7 @@ __all__ = ['HELD', 'SETS', 'EPOCH', 'PROTOCOLS', 'KeptVideos', 'Videos', 'RealSt
            'training_videos', 'with_imagenet', 'Sources', 'RealTask', 'Part', 'tiny_parts', 'small_parts',
            'paper_parts', 'shortened', 'with_options', 'train_parts', 'Noise', 'peak_bytes', 'dry_run']
 
-# %% ../nbs/57_curriculum.ipynb #287b84bd
+# %% ../nbs/57_curriculum.ipynb #a1bbfbad
 import resource
 import sys
 import tempfile
@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from .core import Record, StremnError, check, device_name, make_generator, plain
 from .data.clips import Batch, Clip, collate, sample_indices
 from .data.stills import VIDEO_CHANGE, ChangeConfig, StillConfig, StillFolder, Stills, change_clip, choose_objects
-from .data.vos import DAVIS, VideoFolder, describe_data
+from .data.vos import DAVIS, DataRow, VideoFolder, describe_data
 from .data.youtube import YouTubeVOS
 from .models.hub import load
 from .models.paper import load_backbones, set_checkpointing
@@ -118,7 +118,7 @@ class RealTraining:
     change:ChangeConfig=VIDEO_CHANGE             # Of video clips
     still:StillConfig=field(default_factory=StillConfig) # Of clips made of stills
 
-# %% ../nbs/57_curriculum.ipynb #ca6f9b37
+# %% ../nbs/57_curriculum.ipynb #69571aa9
 SETS = {"davis2016-240p":("DAVIS 2016", "240p"), "davis2017":("DAVIS 2017", "480p"),
         "youtube2018":("YouTube-VOS 2018", "")}                                      # as the inventory calls them
 
@@ -127,9 +127,11 @@ def where_is(
     dataset:str,         # As `describe_data` calls it, in any case
     split:str,           # "train", "stills"
     resolution:str="",   # "480p"; "": any
+    rows:Sequence[DataRow]|None=None, # The inventory of `root`; None: made now, which counts every file
 )->Path:                 # Its folder
     "Where a data set is, however deep it was unpacked."
-    found = [r for r in describe_data(root) if r.found and r.dataset.lower()==dataset.lower() and r.split==split
+    rows = describe_data(root) if rows is None else rows
+    found = [r for r in rows if r.found and r.dataset.lower()==dataset.lower() and r.split==split
              and resolution in ("", r.resolution)]
     wanted = " ".join(x for x in (dataset, split, resolution) if x)
     check(found, f"{root}: expected {wanted} in it, found none; stremn data {root} says what is there")
@@ -140,11 +142,12 @@ def training_videos(
     name:str,                 # Key of `SETS`
     but:Sequence[str]=(),     # Sequences to leave out
     only:Sequence[str]|None=None, # These alone; None: all
+    rows:Sequence[DataRow]|None=None, # The inventory of `root`; None: made now
 )->list[VideoFolder]:
     "The training sequences of a data set."
     check(name in SETS, f"videos: expected one of {', '.join(SETS)}, found {name!r}")
     dataset,resolution = SETS[name]
-    folder,year = where_is(root, dataset, "train", resolution),int(dataset.split()[-1])
+    folder,year = where_is(root, dataset, "train", resolution, rows),int(dataset.split()[-1])
     videos = DAVIS(folder, year, "train", resolution, True) if resolution else YouTubeVOS(folder, "train", year)
     return [videos[n] for n in videos.names if n not in but and (only is None or n in only)]
 
@@ -159,16 +162,16 @@ def with_imagenet(
     load_backbones(network, imagenet_weights(c.encoder, c.norm))
     return network
 
-# %% ../nbs/57_curriculum.ipynb #70dd4298
+# %% ../nbs/57_curriculum.ipynb #70ac2961
 class Sources:
     "Stills, videos and the network of a training, opened and built."
 
     def __init__(self, config:RealTraining=RealTraining(), root:Path|str="data", start:str|Path|None=None):
         self.config,self.steps = config,sum(s.steps for s in config.stages)
-        c,shares = config,{s.stills for s in config.stages}
-        folders = [StillFolder(where_is(root, n, "stills")) for n in c.stills] if shares!={0.} else []
+        c,shares,rows = config,{s.stills for s in config.stages},describe_data(root)
+        folders = [StillFolder(where_is(root, n, "stills", rows=rows)) for n in c.stills] if shares!={0.} else []
         self.stills = Stills(folders, c.still, c.longest) if folders else None
-        videos = [v for n in c.videos for v in training_videos(root, n, c.held)] if shares!={1.} else []
+        videos = [v for n in c.videos for v in training_videos(root, n, c.held, rows=rows)] if shares!={1.} else []
         self.videos = Videos(videos, c.change) if videos else None
         check(self.stills or self.videos, "stills and videos: expected a data set to learn from, found none")
         self.first = None if start is None else load(start) # the network to go on from

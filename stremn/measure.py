@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['UNBOUNDED', 'ORACLE', 'POLICIES', 'REAL_STUDIES', 'TinyProtocol', 'held_out', 'oracle', 'frame_scores', 'measure',
-           'smooth', 'RealProtocol', 'follow', 'measure_real', 'measure_policies', 'real_videos']
+           'smooth', 'RealProtocol', 'follow', 'real_config', 'measure_real', 'measure_policies', 'real_videos']
 
-# %% ../nbs/55_measure.ipynb #e83c699c
+# %% ../nbs/55_measure.ipynb #adea8d57
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +25,7 @@ from .memory.rules import RULES, Request, Selector, pick
 from .metrics.vos import Report, jaccard, score_video
 from .models.hub import load
 from .models.vos import VOSModel
+from .results import stored_record
 
 # %% ../nbs/55_measure.ipynb #b9329994
 @dataclass(frozen=True)
@@ -145,7 +146,16 @@ def follow(
         true.append(torch.full(video.size, -1).short() if mask is None else mask.short())
     return torch.stack(found),torch.stack(true)
 
-# %% ../nbs/55_measure.ipynb #be53ea06
+# %% ../nbs/55_measure.ipynb #a0f22f4c
+def real_config(
+    c:RealProtocol,               # What is measured
+    videos:Sequence[VideoFolder], # On what
+    model:VOSModel,               # With what
+)->dict:                          # For the record
+    "The whole config of a number: another one means another number."
+    training = getattr(model, "card", {}).get("config", {})
+    return plain(c) | {"videos":len(videos), "training":plain(training)}
+
 def measure_real(
     c:RealProtocol,                # What to measure
     videos:Sequence[VideoFolder],  # The videos, with masks
@@ -162,13 +172,13 @@ def measure_real(
     report = Report(scores)
     alone = {v for v,of in scores.items() if len(of)==1}
     each = {v if v in alone else f"{v}/{i}":s for (v,i),s in report.objects.items()}
-    config = plain(c) | {"videos":len(scores), "training":plain(getattr(model, "card", {}).get("config", {}))}
+    config = real_config(c, videos, model)
     means = report.metrics
     clips = {m:{k:getattr(s, m.lower()) for k,s in each.items()} for m in ("JF", "J", "F")}
     return Record(name or c.policy, {k:means[k] for k in ("JF", "J", "F")}, config, c.seed, time.perf_counter()-began,
                   device=device_name(segmenter.device), clips=clips)
 
-# %% ../nbs/55_measure.ipynb #c28922c8
+# %% ../nbs/55_measure.ipynb #4c28c386
 def measure_policies(
     c:RealProtocol,                # What to measure; its policy is replaced
     videos:Sequence[VideoFolder],  # The videos, with masks
@@ -180,11 +190,11 @@ def measure_policies(
     "A small Table 1 on real video; a row that is stored, from the same weights and videos, is not measured again."
     model,out,records = load(c.weights) if model is None else model,Path(out),[]
     for policy in policies:
-        mine,file = replace(c, policy=policy),out/f"{policy}-s{c.seed}.json"
-        wanted = plain(mine) | {"videos":len(videos), "training":plain(getattr(model, "card", {}).get("config", {}))}
-        if not file.is_file() or Record.load(file).config!=wanted:
-            measure_real(mine, videos, model, progress=progress).save(out)
-        records.append(Record.load(file))
+        mine,found = replace(c, policy=policy),stored_record(out, policy, c.seed)
+        if found is None or found.config!=real_config(mine, videos, model):
+            found = measure_real(mine, videos, model, progress=progress)
+            found.save(out)
+        records.append(found)
     return records
 
 # %% ../nbs/55_measure.ipynb #d87469ca

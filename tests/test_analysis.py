@@ -21,7 +21,8 @@ from stremn.measure import UNBOUNDED, TinyProtocol, frame_scores
 from stremn.memory.rules import RULES, Request
 from stremn.memory.similarity import best_match_similarity
 from stremn.models.hub import save_weights
-from test_infer import network, refused
+from refusals import refused
+from test_infer import network
 
 CLIP = ChameleonConfig(frames=12, size=32, modes=3, stay=(1, 2), fade=1, lookalikes=1)
 

@@ -9,7 +9,7 @@ from stremn.claims import (RIVALS, all_claims, against_stored, beats_all, claims
                            memory_claims, reproduce, rows_of_study, table_claims)
 from stremn.core import Record
 from stremn.results import VERDICTS, Interval
-from test_infer import refused
+from refusals import refused
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "nbs" / "results"

@@ -12,7 +12,7 @@ from scipy.interpolate import RBFInterpolator
 from scipy.io import loadmat, savemat
 from torchvision.transforms import functional as tv
 
-from stremn.core import StremnError, make_generator
+from stremn.core import make_generator
 from stremn.data import stills
 from stremn.data.clips import Clip
 from stremn.data.stills import (
@@ -21,18 +21,11 @@ from stremn.data.stills import (
     object_points, occluder, paste, pixel_centres, recolour, resample, sampling_grid, share_inside, small_still,
     still_clip, thin_plate, wander)
 from stremn.data.vos import write_mask
+from refusals import refused
 
 H, W = 24, 36
 QUIET = ChangeConfig(brightness=0, contrast=0, saturation=0, hue=0, grey=0, frame_brightness=0, frame_contrast=0,
                      frame_saturation=0)
-
-
-def refused(match, f, *args, **kwargs):
-    "`f` raises StremnError in one line that contains every piece of `match`."
-    with pytest.raises(StremnError) as info:
-        f(*args, **kwargs)
-    text = str(info.value)
-    assert "\n" not in text and all(piece in text for piece in ([match] if isinstance(match, str) else match)), text
 
 
 def picture(seed=0, size=(H, W)):

@@ -10,6 +10,7 @@ from stremn.core import StremnError
 from stremn.data.vos import (DAVIS, OFFICIAL, PALETTE, FramesAndMasks, VideoFolder, describe_data, fit_size, image_size,
                              load_clip, natural_key, read_frame, read_mask, resize_frame, resize_mask, to_frame,
                              to_pixels, write_mask)
+from refusals import refused
 
 H, W = 12, 16
 
@@ -38,14 +39,6 @@ def make_video(frames, masks=None, n=3, ids=(1, 2), masked=None):
 def make_davis(root, names, res="480p", **kwargs):
     for name in names:
         make_video(root / "JPEGImages" / res / name, root / "Annotations" / res / name, **kwargs)
-
-
-def refused(match, f, *args, **kwargs):
-    "`f` raises StremnError in one line that contains every piece of `match`."
-    with pytest.raises(StremnError) as info:
-        f(*args, **kwargs)
-    text = str(info.value)
-    assert "\n" not in text and all(piece in text for piece in ([match] if isinstance(match, str) else match)), text
 
 
 # ---------------------------------------------------------------- masks

@@ -7,20 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from stremn.core import StremnError
 from stremn.data.clips import collate, sample_indices
 from stremn.data.vos import DAVIS, OFFICIAL, FramesAndMasks, VideoFolder, describe_data, load_clip, write_mask
 from stremn.data.youtube import Note, YouTubeVideo, YouTubeVOS, categories, given_masks, read_meta, unseen_objects
+from refusals import refused
 
 H, W = 12, 16
-
-
-def refused(match, f, *args, **kwargs):
-    "`f` raises StremnError in one line that contains every piece of `match`."
-    with pytest.raises(StremnError) as info:
-        f(*args, **kwargs)
-    text = str(info.value)
-    assert "\n" not in text and all(piece in text for piece in ([match] if isinstance(match, str) else match)), text
 
 
 def picture(path, t=0):

@@ -21,6 +21,7 @@ from stremn.infer import (Held, VideoSegmenter, as_frame, as_labels, borrowed, e
 from stremn.memory.bank import BankConfig
 from stremn.memory.rules import RULES, pick
 from stremn.models.vos import VOSConfig, VOSModel
+from refusals import refused
 
 BANK = BankConfig(memory_channels=12, query_channels=12, key_channels=6, value_channels=8, update_channels=6,
                   slots=3, similarity="l2", shared_keys=True)
@@ -37,14 +38,6 @@ def network(**bank):
 @pytest.fixture(scope="module")
 def clip():
     return chameleon(5, ChameleonConfig(frames=14, size=32, objects=2, modes=2, stay=(2, 3), fade=1))
-
-
-def refused(match, f, *args, **kwargs):
-    "`f` raises StremnError in one line that contains every piece of `match`."
-    with pytest.raises(StremnError) as info:
-        f(*args, **kwargs)
-    text = str(info.value)
-    assert "\n" not in text and all(piece in text for piece in ([match] if isinstance(match, str) else match)), text
 
 
 def follow(segmenter, clip, masks=None):

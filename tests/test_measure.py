@@ -14,7 +14,8 @@ from stremn.infer import VideoSegmenter
 from stremn.measure import (ORACLE, POLICIES, UNBOUNDED, RealProtocol, TinyProtocol, follow, frame_scores, held_out,
                             measure, measure_policies, oracle, smooth)
 from stremn.memory.rules import RULES, Request
-from test_infer import network, refused
+from refusals import refused
+from test_infer import network
 
 CLIP = ChameleonConfig(frames=10, size=32, modes=2, stay=(1, 2), fade=1, lookalikes=1)
 

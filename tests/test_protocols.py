@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from stremn.core import StremnError
 from stremn.data.clips import one_hot_objects
 from stremn.data.synthetic import ChameleonConfig, chameleon
 from stremn.data.vos import DAVIS, PALETTE, VideoFolder, read_mask, resize_frame, to_pixels, write_mask
@@ -38,6 +37,7 @@ from stremn.protocols import (
     write_zip,
     zip_masks,
 )
+from refusals import refused
 
 ndimage = pytest.importorskip("scipy.ndimage")
 BANK = BankConfig(
@@ -62,14 +62,6 @@ def model():
 @pytest.fixture(scope="module")
 def clip():
     return chameleon(5, ChameleonConfig(frames=9, size=32, objects=2, modes=2, stay=(2, 3), fade=1))
-
-
-def refused(match, f, *args, **kwargs):
-    "`f` raises StremnError in one line that contains every piece of `match`."
-    with pytest.raises(StremnError) as info:
-        f(*args, **kwargs)
-    text = str(info.value)
-    assert "\n" not in text and all(piece in text for piece in ([match] if isinstance(match, str) else match)), text
 
 
 def follow(segmenter, clip, masks=None):

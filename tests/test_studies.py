@@ -12,7 +12,7 @@ from stremn.memory.fusion import FusionConfig
 from stremn.studies import (ALONE, BUDGET, RECIPES, SEEDS, SLOT_BYTES, STUDIES, FusionTraining, Recipe, Row, is_there,
                             measure_row, network_of, over_time, run_study, weights_of)
 from stremn.train import ChameleonTraining, FitConfig, Stage
-from test_infer import refused
+from refusals import refused
 
 RESULTS = Path(__file__).resolve().parent.parent / "nbs" / "results"
 CLIP = replace(ALONE.stages[0].clip, frames=5, size=16)

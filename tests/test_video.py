@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from stremn.core import StremnError
 from stremn.data.video import VideoFile, VideoWriter, open_source
 from stremn.data.vos import VideoFolder, to_frame, to_pixels
+from refusals import refused
 
 
 def blocks(t, size=(48, 64)):
@@ -27,14 +27,6 @@ def make(path, n=30, size=(48, 64), fps=25., **kwargs):
         for t in range(n):
             out.write(blocks(t, size))
     return Path(path)
-
-
-def refused(match, f, *args, **kwargs):
-    "`f` raises StremnError in one line that contains every piece of `match`."
-    with pytest.raises(StremnError) as info:
-        f(*args, **kwargs)
-    text = str(info.value)
-    assert "\n" not in text and all(piece in text for piece in ([match] if isinstance(match, str) else match)), text
 
 
 def starts(path):

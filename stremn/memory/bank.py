@@ -57,7 +57,7 @@ def per_row(
     "Give each row what belongs to its video."
     return x if group is None else x[group]
 
-# %% ../../nbs/25_memory.bank.ipynb #0e2ad682
+# %% ../../nbs/25_memory.bank.ipynb #cf7c70d8
 class Heads(nn.Module):
     "The convolutions of a memory: from feature maps to templates, and from a query map to an answer."
     def __init__(self,
@@ -67,8 +67,7 @@ class Heads(nn.Module):
         super().__init__()
         self.config = c = replace(config or BankConfig(), **changes)
         conv = partial(nn.Conv2d, kernel_size=3, padding=1)
-        self.query_key = conv(c.query_channels, c.key_channels)
-        self.query_value = conv(c.query_channels, c.value_channels)
+        self.query_key,self.query_value = (conv(c.query_channels, n) for n in (c.key_channels, c.value_channels))
         self.memory_value = conv(c.memory_channels, c.value_channels)
         self.update_key = conv(c.memory_channels, c.update_channels)
         self.memory_key = None if c.shared_keys else conv(c.memory_channels, c.key_channels)
