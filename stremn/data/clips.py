@@ -14,10 +14,10 @@ from torch import Tensor
 
 from ..core import check
 
-# %% ../../nbs/10_data.clips.ipynb #33d71c1d
+# %% ../../nbs/10_data.clips.ipynb #2929a42d
 class Clip(NamedTuple):
     "A piece of one video. Labels are object ids; 0 is background, -1 marks a frame nobody annotated."
-    frames:Tensor     # (T,3,H,W) float32 in [0,1]
+    frames:Tensor     # (T,C,H,W) float32 in [0,1]; C is 3, or 1 for grey clips made for prediction
     masks:Tensor      # (T,H,W) int64 object ids
     name:str=""       # Where it comes from
     modes:Tensor|None=None # (T,O) int64, appearance mode of each object (made data only); -1 while hidden
