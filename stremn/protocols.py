@@ -294,7 +294,7 @@ class Patient:
         "What the slots hold."
         return self.segmenter.memory
 
-# %% ../nbs/58_protocols.ipynb #369b7620
+# %% ../nbs/58_protocols.ipynb #493bc537
 def what_is_given(
     video:VideoFolder, # Of any data set
 )->dict[str,Tensor]:   # Frame name -> (H,W) labels
@@ -303,8 +303,9 @@ def what_is_given(
     if given is not None: return given
     first = video.mask(0)
     found = "none" if first is None else "only background"
+    where = video.mask_files.get(video.names[0], video.path)
     check(first is not None and bool((first>0).any()),
-          f"{video.path}: expected a mask with an object for the first frame, found {found}")
+          f"{where}: expected a mask with at least one object for the first frame, found {found}")
     return {video.names[0]:first}
 
 def segment_set(

@@ -147,7 +147,11 @@ def test_data_lists_what_is_there(work, capsys):
     status, out, err = stremn_main(capsys, "data", work)
     assert (status, err) == (0, []) and out[0].startswith("data set")
     assert any(line.split()[:5] == ["DAVIS", "2016", "val", "480p", "2"] for line in out)
-    assert any("http" in line for line in out)
+    assert sum(line.startswith("get DAVIS 2016: https://") for line in out) == 1
+    where = str(work / "DAVIS")
+    assert [x for x in out if x.startswith("next: ")] == [
+        f"next: stremn evaluate {where} --pred masks --weights vos-small --year 2016"]
+    assert max(len(line.replace(str(work), "")) for line in out) <= 120
 
 
 def test_models_lists_weights(capsys, monkeypatch, tmp_path):

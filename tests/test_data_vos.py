@@ -347,6 +347,25 @@ def test_describe_data_counts_against_the_official_numbers(tmp_path):
     refused("no such folder", describe_data, tmp_path / "nowhere")
 
 
+def test_the_next_command_fits_what_is_there(tmp_path):
+    root = tmp_path / "my data"
+    make_davis(root / "DAVIS", ["bear", "cows"])
+    make_davis(root / "DAVIS", ["bear"], res="240p")
+    (root / "DAVIS" / "ImageSets" / "2017").mkdir(parents=True)
+    (root / "DAVIS" / "ImageSets" / "2017" / "val.txt").write_text("bear\ncows\n")
+    (root / "DAVIS" / "ImageSets" / "2017" / "test-dev.txt").write_text("bear\nboat\n")
+    (root / "DAVIS" / "ImageSets" / "2016").mkdir()
+    (root / "DAVIS" / "ImageSets" / "2016" / "train.txt").write_text("bear\n")
+    start = f"stremn evaluate '{root / 'DAVIS'}' --pred masks --weights vos-small"
+    train = f"stremn train vos --protocol small --data '{root}' --out run"
+    said = {(r.dataset, r.split, r.resolution): r.next for r in describe_data(root) if r.found}
+    assert said == {("DAVIS 2017", "val", "480p"): start,
+                    ("DAVIS 2017", "val", "240p"): start + " --resolution 240p --allow-missing",
+                    ("DAVIS 2017", "test-dev", "480p"): start + " --split test-dev --allow-missing",
+                    ("DAVIS 2017", "test-dev", "240p"): start + " --split test-dev --resolution 240p --allow-missing",
+                    ("DAVIS 2016", "train", "480p"): "", ("DAVIS 2016", "train", "240p"): train}
+
+
 # ---------------------------------------------------------------- clips
 def test_load_clip_marks_frames_without_a_mask(tmp_path):
     make_video(tmp_path / "f", tmp_path / "m", n=5, masked=(0, 3))

@@ -279,8 +279,11 @@ def test_every_data_set_of_the_paper_is_recognised(tmp_path):
     )
     assert (
         rows["YouTube-VOS 2018", "valid"].next
-        == f"stremn evaluate {tmp_path / 'YouTube' / '2018'} --pred masks --year 2018 --split valid --zip masks.zip"
+        == f"stremn evaluate {tmp_path / 'YouTube' / '2018'} --pred masks --weights vos-small --year 2018 "
+        "--split valid --zip masks.zip"
     )
+    assert rows["YouTube-VOS 2018", "valid_all_frames"].next.endswith("--split valid --all-frames --zip masks.zip")
+    assert "--protocol small" in rows["ECSSD", "stills"].next
     assert (
         rows["HKU-IS", "stills"].next == f"stremn train vos --protocol paper --data {tmp_path} --out run"
         and not rows["mine", "stills"].next

@@ -8,9 +8,10 @@ __all__ = ['PALETTE', 'MAX_GREY_OBJECTS', 'IMAGE_SUFFIXES', 'OFFICIAL', 'SOURCES
            'VideoFolder', 'VideoSet', 'FramesAndMasks', 'DAVIS', 'fit_size', 'resize_frame', 'resize_mask', 'load_clip',
            'DataRow', 'describe_data']
 
-# %% ../../nbs/13_data.vos.ipynb #d491d67f
+# %% ../../nbs/13_data.vos.ipynb #2c84d637
 import os
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -430,7 +431,7 @@ def load_clip(
         masks.append(labels if size is None else resize_mask(labels, size))
     return Clip(torch.stack(frames), torch.stack(masks), name=video.name)
 
-# %% ../../nbs/13_data.vos.ipynb #313540e5
+# %% ../../nbs/13_data.vos.ipynb #68c8d469
 OFFICIAL = {("DAVIS 2016","train"):30, ("DAVIS 2016","val"):20,
             ("DAVIS 2017","train"):60, ("DAVIS 2017","val"):30, ("DAVIS 2017","test-dev"):30,
             ("YouTube-VOS 2018","train"):3471, ("YouTube-VOS 2018","valid"):474,
@@ -445,15 +446,15 @@ SOURCES = {"DAVIS 2016":"https://davischallenge.org", "DAVIS 2017":"https://davi
            "ECSSD":"https://www.cse.cuhk.edu.hk/leojia/projects/hsaliency/dataset.html",
            "SBD":"https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours",
            "MSRA10K":"https://mmcheng.net/msra10k", "HKU-IS":"https://i.cs.hku.hk/~yzyu/research/deep_saliency.html"}
-_EVALUATE = "stremn evaluate {tree} --pred masks"
+_EVALUATE = "stremn evaluate {tree} --pred masks --weights vos-small"
+_TRAIN = "stremn train vos --protocol {protocol} --data {root} --out run"
 NEXT = {("DAVIS 2016","val"):_EVALUATE+" --year 2016", ("DAVIS 2017","val"):_EVALUATE,
-        ("DAVIS 2017","test-dev"):_EVALUATE+" --split test-dev --zip masks.zip",
-        ("YouTube-VOS 2018","valid"):_EVALUATE+" --year 2018 --split valid --zip masks.zip",
-        ("YouTube-VOS 2019","valid"):_EVALUATE+" --year 2019 --split valid --zip masks.zip"}
-NEXT |= {key:"stremn train vos --protocol paper --data {root} --out run" for key in OFFICIAL
-         if key[1] in ("train","stills")}
+        ("DAVIS 2017","test-dev"):_EVALUATE+" --split test-dev --zip masks.zip"}
+NEXT |= {(f"YouTube-VOS {year}",f"valid{more}"):f"{_EVALUATE} --year {year} --split valid{option} --zip masks.zip"
+         for year in (2018,2019) for more,option in (("",""),("_all_frames"," --all-frames"))}
+NEXT |= {key:_TRAIN for key in OFFICIAL if key[1] in ("train","stills")}
 
-# %% ../../nbs/13_data.vos.ipynb #bc026326
+# %% ../../nbs/13_data.vos.ipynb #faca4505
 class DataRow(NamedTuple):
     "One line of the inventory: a split at one resolution."
     dataset:str      # "DAVIS 2016", or the folder's name for data of your own
@@ -470,16 +471,35 @@ class DataRow(NamedTuple):
         "Is everything there? Always true for data of your own."
         return self.expected is None or self.found==self.expected
 
+# %% ../../nbs/13_data.vos.ipynb #95d993d8
+def _next(
+    root:Path,           # Folder searched
+    tree:Path,           # Folder found below it
+    key:tuple[str,str],  # Data set and split
+    resolution:str,      # Or ""
+    lacks:bool,          # Are listed videos absent?
+)->str:                  # "" where none is known
+    "The command that uses a split, with the options that this copy of it needs."
+    command = NEXT.get(key, "")
+    if key[0].startswith("YouTube"): tree = tree.parent.parent if tree.parent.name=="all_frames" else tree.parent
+    if command.startswith(_EVALUATE):
+        if key[0].startswith("DAVIS") and resolution!="480p": command += f" --resolution {resolution}"
+        if lacks: command = command.replace(" --zip masks.zip", "")+" --allow-missing"          # no server takes a part
+    small = key==("ECSSD","stills") or key[0]=="DAVIS 2016"                                      # of those that train
+    if key==("DAVIS 2016","train") and resolution!="240p": return ""
+    protocol = "small" if small else "paper"
+    return command.format(root=shlex.quote(str(root)), tree=shlex.quote(str(tree)), protocol=protocol)
+
 def _row(
     root:Path,      # Folder searched
     tree:Path,      # Folder found below it
     key:tuple[str,str], # Data set and split
     resolution:str, # Or ""
     found:int,      # How many
+    listed:int=0,   # How many the data set itself lists, if it does
 )->DataRow:
     "A row with all that is known by its name."
-    command = NEXT.get(key, "").format(root=root, tree=tree.parent if key[0].startswith("YouTube") else tree)
-    where = tree.relative_to(root).as_posix()
+    command,where = _next(root, tree, key, resolution, found<listed),tree.relative_to(root).as_posix()
     return DataRow(*key, resolution, where, found, OFFICIAL.get(key), SOURCES.get(key[0], ""), command)
 
 # %% ../../nbs/13_data.vos.ipynb #e9399d4b
@@ -503,7 +523,7 @@ def _still_row(
         if found: return _row(root, folder, (name or folder.resolve().name, "stills"), "", found)
     return None
 
-# %% ../../nbs/13_data.vos.ipynb #942f3b22
+# %% ../../nbs/13_data.vos.ipynb #0064a320
 def _youtube(
     tree:Path, # Holds JPEGImages
 )->tuple[str,str]|None: # Data set and split, if it is one
@@ -533,8 +553,9 @@ def _video_rows(
     deep = [n for n in inside if not _has_images(tree/"JPEGImages"/n) and _subfolders(tree/"JPEGImages"/n)]
     lists = [(f"DAVIS {year}",p.stem) for year,folder in ((2016,"480p"),(2016,"2016"),(2017,"2017"))
              for p in sorted((tree/"ImageSets"/folder).glob("*.txt")) if (f"DAVIS {year}",p.stem) in OFFICIAL]
-    rows = [_row(root, tree, (name,split), level, _paired(tree, level, _listed(tree, int(name[-4:]), split)))
-            for name,split in dict.fromkeys(lists) for level in deep]
+    named = {key:_listed(tree, int(key[0][-4:]), key[1]) for key in dict.fromkeys(lists)}
+    rows = [_row(root, tree, key, level, _paired(tree, level, names), len(names))
+            for key,names in named.items() for level in deep]
     if not lists:
         key = _youtube(tree) or (tree.resolve().name,"all")
         for level in deep or [""]:

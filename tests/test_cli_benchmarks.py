@@ -1,0 +1,223 @@
+"""`stremn evaluate` on every split the paper tests on, and several looks at a frame, as a user meets them."""
+import csv
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from test_cli import MODEL, davis, stremn_main, tree
+
+from stremn import cli
+from stremn.data.synthetic import ChameleonConfig, chameleon
+from stremn.data.vos import PALETTE, read_mask, to_pixels, write_mask
+from stremn.infer import VideoSegmenter
+from stremn.models.hub import save_weights
+from stremn.models.vos import VOSModel
+from stremn.protocols import CarefulSegmenter
+
+LAST, ENTERS = 6, {1: 0, 2: 3}  # every third frame is asked for; object 2 comes late
+NAMES = [f"{t:05d}" for t in range(LAST + 1)]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    "A small network with random weights."
+    torch.manual_seed(0)
+    return save_weights(VOSModel(MODEL), tmp_path_factory.mktemp("weights") / "random.safetensors", {"steps": 0})
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch) -> Path:
+    "An empty folder to stand in."
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def youtube(work: Path, public: bool, kinds=("dog", "yeti")) -> Path:
+    "A YouTube-VOS tree: two videos of two objects, at 6 and at 30 frames a second; training knows dogs."
+    root, meta = work / "yt", {}
+    for n, name in enumerate("ab"):
+        clip = chameleon(n, ChameleonConfig(frames=LAST + 1, size=32, objects=2, vanish=0.))
+        for t, (frame, mask) in enumerate(zip(clip.frames, clip.masks)):
+            for split in ["valid_all_frames", "valid"][:2 - (t % 3 > 0)]:
+                (root / split / "JPEGImages" / name).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(to_pixels(frame)).save(root / split / "JPEGImages" / name / f"{NAMES[t]}.jpg")
+            here = [i for i, e in ENTERS.items() if e <= t if public or e == t]
+            if here and t % 3 == 0:
+                shown = torch.where(torch.isin(mask, torch.tensor(here)), mask, 0)
+                write_mask(root / "valid" / "Annotations" / name / f"{NAMES[t]}.png", shown)
+        meta[name] = {"objects": {str(i): {"frames": NAMES[e::3]} | ({"category": kinds[i - 1]} if kinds else {})
+                                  for i, e in ENTERS.items()}}
+    (root / "train").mkdir()
+    (root / "valid" / "meta.json").write_text(json.dumps({"videos": meta}))
+    train = {"t": {"objects": {"1": {"frames": ["0"], "category": "dog"}}}}
+    (root / "train" / "meta.json").write_text(json.dumps({"videos": train}))
+    return root
+
+
+def evaluate(capsys, weights, root, *more):
+    return stremn_main(capsys, "evaluate", root, "--pred", "pred", "--weights", weights, "--quiet", *more)
+
+
+# ---------------------------------------------------------------- YouTube-VOS
+@pytest.mark.parametrize("year", ["2018", "2019"])
+def test_youtube_with_the_truth_is_scored_by_seen_and_unseen(work, weights, capsys, year):
+    root = youtube(work, public=True)
+    before = tree(root)
+    status, out, err = evaluate(capsys, weights, root, "--year", year)
+    assert (status, err) == (0, []) and out[-1].startswith("2 videos segmented now, 0 found in pred; scores in")
+    assert [line.split("|")[1].strip() for line in out[2:5]] == ["seen", "unseen", "overall"]
+    assert sorted(p.name for p in (work / "pred" / "a").iterdir()) == [f"{n}.png" for n in NAMES[::3]]
+    for name in "ab":                                                                  # object 2 is told at frame 3
+        maps = {n: read_mask(work / "pred" / name / f"{n}.png") for n in NAMES[::3]}
+        told = read_mask(root / "valid" / "Annotations" / name / f"{NAMES[3]}.png") == 2
+        assert 2 not in maps[NAMES[0]] and told.any() and (maps[NAMES[3]][told] == 2).all()
+        for n in NAMES[::3]:
+            write_mask(work / "pred" / name / f"{n}.png", read_mask(root / "valid" / "Annotations" / name / f"{n}.png"))
+    status, out, err = evaluate(capsys, weights, root, "--year", year, "--all-frames")
+    assert (status, err) == (0, []) and out[-1].startswith("0 videos segmented now, 2 found in pred")
+    assert "| overall | 4 | 1.000 |" in " ".join(out)
+    rows = list(csv.DictReader((work / "pred" / "scores.csv").open()))
+    assert [(r["object"], r["group"], float(r["J"])) for r in rows] == [("1", "seen", 1.), ("2", "unseen", 1.)] * 2
+    assert tree(root) == before
+
+
+def test_youtube_without_the_truth_is_packed_for_the_server(work, weights, capsys):
+    root = youtube(work, public=False, kinds=None)
+    words = ["--year", "2018", "--split", "valid", "--all-frames", "--zip", "out/v.zip"]
+    status, out, err = evaluate(capsys, weights, root, *words)
+    assert (status, err, len(out)) == (0, [], 2) and out[0].endswith("2 videos segmented now, 0 found in pred; "
+                                                                      "packed in out/v.zip")
+    assert "not scored" in out[1] and "hand in out/v.zip (https://youtube-vos.org)" in out[1]
+    assert sorted(p.name for p in (work / "pred").iterdir()) == ["a", "b"]
+    assert sorted(p.name for p in (work / "pred" / "a").iterdir()) == [f"{n}.png" for n in NAMES]
+    with zipfile.ZipFile(work / "out" / "v.zip") as z:
+        assert z.namelist() == [f"Annotations/{v}/{n}.png" for v in "ab" for n in NAMES[::3]]
+        with Image.open(z.open("Annotations/a/00003.png")) as image:
+            assert image.mode == "P" and image.getpalette()[:768] == PALETTE.ravel().tolist()
+    status, out, err = evaluate(capsys, weights, root, "--year", "2018")
+    assert (status, err) == (0, []) and "0 videos segmented now, 2 found" in out[0] and "--zip FILE" in out[1]
+
+
+def test_what_is_seen_has_to_be_known_before_anything_is_segmented(work, weights, capsys):
+    root = youtube(work, public=True, kinds=None)
+    refusals = [["meta.json", "expected a category for every object"]]
+    for pieces in refusals:
+        status, out, err = evaluate(capsys, weights, root, "--year", "2019")
+        assert (status, out, len(err)) == (2, [], 1) and all(p in err[0] for p in pieces), err
+    (root / "train" / "meta.json").unlink()
+    status, out, err = evaluate(capsys, weights, root, "--year", "2019")
+    assert (status, out, len(err)) == (2, [], 1) and "train/meta.json" in err[0] and "seen in training" in err[0]
+    assert not (work / "pred").exists()
+
+
+def test_a_damaged_truth_is_not_taken_for_a_hidden_one(work, weights, capsys):
+    root = youtube(work, public=True)
+    (root / "valid" / "Annotations" / "a" / f"{NAMES[6]}.png").unlink()
+    status, out, err = evaluate(capsys, weights, root, "--year", "2018")
+    assert (status, out, len(err)) == (2, [], 1) and "Annotations/a" in err[0] and NAMES[6] in err[0]
+
+
+# ---------------------------------------------------------------- DAVIS
+def test_test_dev_is_segmented_and_packed(work, weights, capsys):
+    root = davis(work)
+    (root / "ImageSets" / "2017").mkdir()
+    (root / "ImageSets" / "2017" / "test-dev.txt").write_text("one\ntwo\n")
+    for name in ("one", "two"):
+        for t in range(1, 5):
+            (root / "Annotations" / "480p" / name / f"{t:05d}.png").unlink()
+    status, out, err = evaluate(capsys, weights, root, "--split", "test-dev", "--zip", "t.zip")
+    assert (status, err) == (0, []) and out[0] == "2 sequences segmented now, 0 found in pred; packed in t.zip"
+    assert "hand in t.zip (https://davischallenge.org)" in out[1] and not (work / "pred" / "scores.csv").exists()
+    with zipfile.ZipFile(work / "t.zip") as z:
+        assert z.namelist() == [f"{v}/{t:05d}.png" for v in ("one", "two") for t in range(5)]
+        for name in z.namelist():
+            assert set(read_mask(Path(z.extract(name, work / "unpacked"))).unique().tolist()) <= {0, 1}
+
+
+def test_a_public_split_is_scored_and_packed(work, weights, capsys):
+    status, out, err = evaluate(capsys, weights, davis(work), "--year", "2016", "--zip", "v.zip")
+    assert (status, err) == (0, []) and "packed in v.zip; scores in pred/scores.csv" in out[-1]
+    assert (work / "v.zip").is_file() and "| one | 1 |" in " ".join(out)
+
+
+def test_weights_are_read_once_and_only_if_something_is_missing(work, weights, capsys, monkeypatch):
+    made, own = [], cli.Memory.segmenter
+    monkeypatch.setattr(cli.Memory, "segmenter", lambda self: made.append(1) or own(self))
+    root = davis(work)
+    assert evaluate(capsys, weights, root, "--year", "2016", "--policy", "random")[0] == 0 and made == [1]
+    fresh = own(cli.parse(["segment", "x", "--mask", "y", "--out", "z", "--policy", "random", "--weights",
+                            str(weights)]))
+    for t in range(5):                                               # the second sequence: nothing of the first is left
+        mask = read_mask(root / "Annotations" / "480p" / "two" / "00000.png") if t == 0 else None
+        frame = Image.open(root / "JPEGImages" / "480p" / "two" / f"{t:05d}.jpg")
+        assert torch.equal(fresh.step(frame, mask), read_mask(work / "pred" / "two" / f"{t:05d}.png"))
+    assert evaluate(capsys, "no-such-weights", root, "--year", "2016")[0] == 0 and made == [1]
+
+
+# ---------------------------------------------------------------- several looks
+@pytest.mark.parametrize(("words", "looks", "far"), [
+    ([], None, None), (["--mirror"], 2, None), (["--multi-scale"], 4, None), (["--multi-scale", "--mirror"], 8, None),
+    (["--far", "0.2"], 1, .2), (["--mirror", "--far", "12"], 2, 12.)])
+def test_looks_reach_the_segmenter(weights, words, looks, far):
+    s = cli.parse(["segment", "x", "--mask", "y", "--out", "z", "--weights", str(weights), *words]).segmenter()
+    assert type(s) is (VideoSegmenter if looks is None else CarefulSegmenter)
+    if looks:
+        assert len(s.looking.branches) == looks and s.looking.far == far
+        assert {b.scale for b in s.looking.branches} == ({1., 1.15, 1.3, 1.5} if "--multi-scale" in words else {1.})
+        assert any(b.flip for b in s.looking.branches) == ("--mirror" in words)
+
+
+def test_the_mirror_changes_the_masks_and_policy_and_slots_still_count(work, weights, capsys):
+    root = davis(work)
+    frames, first = root / "JPEGImages" / "480p" / "one", root / "Annotations" / "480p" / "one" / "00000.png"
+    for out, more in (("plain", []), ("looks", ["--mirror", "--multi-scale", "--far", "0.5"])):
+        status, said, err = stremn_main(capsys, "segment", frames, "--mask", first, "--out", out, "--weights", weights,
+                                        "--quiet", "--no-video", "--policy", "newest", "--slots", "2", *more)
+        assert (status, err) == (0, []) and said[0] == f"5 masks in {out}, objects 1" and "frames 0, 4;" in said[1]
+    masks = [[read_mask(work / out / f"{t:05d}.png") for t in range(5)] for out in ("plain", "looks")]
+    assert torch.equal(masks[0][0], masks[1][0]) and any(not torch.equal(a, b) for a, b in zip(*masks))
+    status, _, err = evaluate(capsys, weights, root, "--year", "2016", "--mirror")
+    assert (status, err) == (0, [])
+
+
+# ---------------------------------------------------------------- what is refused
+@pytest.mark.parametrize(("words", "pieces"), [
+    (["--far", "0"], ["--far", "0.0"]),
+    (["--far", "-3"], ["--far", "-3"]),
+    (["--far", "nan"], ["--far", "nan"]),
+    (["--far", "inf"], ["--far", "inf"]),
+    (["--year", "2016", "--all-frames"], ["--all-frames", "--year 2018 or 2019", "2016"]),
+    (["--year", "2016", "--zip", "v.tar"], ["--zip", ".zip", "v.tar"]),
+    (["--year", "2016", "--zip", "v"], ["--zip", ".zip"]),
+    (["--year", "2018", "--resolution", "720p"], ["--resolution", "--year 2016 or 2017"]),
+    (["--year", "2018"], ["valid", "meta.json"]),
+    (["--year", "2019", "--split", "val"], ["a folder val with meta.json"]),
+    (["--year", "2016", "--split", "test-dev"], ["test-dev", "lists for val"]),
+    (["--split", "nowhere"], ["nowhere"])])
+def test_wrong_options_give_one_line_and_leave_nothing(work, weights, capsys, words, pieces):
+    root = davis(work)
+    before = tree(work)
+    status, out, err = evaluate(capsys, weights, root, *["--year", "2016"][:2 * ("--far" in words)], *words)
+    assert (status, out, len(err)) == (2, [], 1), (status, out, err)
+    assert err[0].startswith("stremn: error: ") and all(p in err[0] for p in pieces), err[0]
+    assert tree(work) == before
+
+
+def test_a_part_of_a_split_is_scored_but_not_packed(work, weights, capsys):
+    root = davis(work)
+    for kind in ("JPEGImages", "Annotations"):
+        (root / kind / "480p" / "two").rename(work / kind)
+    before = tree(work)
+    words = ["--year", "2016", "--allow-missing"]
+    status, out, err = evaluate(capsys, weights, root, *words, "--zip", "v.zip")
+    assert (status, out, len(err)) == (2, [], 1) and "--zip" in err[0] and "two" in err[0] and tree(work) == before
+    assert evaluate(capsys, weights, root, *words)[0] == 0
+
+
+@pytest.mark.parametrize("words", [["--year", "2020"], ["--far", "near"], ["--far"], ["--miror"], ["--zip"]])
+def test_usage_errors_end_with_2_and_name_the_option(work, weights, capsys, words):
+    status, out, err = evaluate(capsys, weights, "DAVIS", *words)
+    assert (status, out) == (2, []) and words[0] in " ".join(err) and not list(work.iterdir())
