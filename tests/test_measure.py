@@ -1,5 +1,7 @@
 """The tiny protocol: frame scores against an independent loop, held-out clips, records, the report."""
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +14,10 @@ from stremn.data.synthetic import ChameleonConfig, chameleon_batch
 from stremn.data.vos import VideoFolder, to_pixels, write_mask
 from stremn.infer import VideoSegmenter
 from stremn.measure import (ORACLE, POLICIES, UNBOUNDED, RealProtocol, TinyProtocol, follow, frame_scores, held_out,
-                            measure, measure_policies, oracle, smooth)
+                            REAL_STUDIES, measure, measure_policies, oracle, real_config, smooth)
 from stremn.memory.rules import RULES, Request
+from stremn.protocols import CarefulSegmenter, multi_scale
+from stremn.results import load_records
 from refusals import refused
 from test_infer import network
 
@@ -152,14 +156,20 @@ def test_only_the_first_frames_of_the_same_clips():
         assert part.frames.shape[0] == 4 and torch.equal(part.frames, whole.frames[:4]) and len(part.modes) == 4
 
 
-def test_real_video_is_streamed_scored_and_stored_once(tmp_path, model):
-    clips = chameleon_batch((7, 8), ChameleonConfig(frames=7, objects=2))
+def real(folder, clips):
+    "Made clips as folders of files; the first one has a single object."
     videos = []
     for clip, merge in zip(clips, (True, False), strict=True):
         for t in range(7):
-            write_mask(tmp_path / clip.name / "masks" / f"{t}.png", clip.masks[t])
-            Image.fromarray(to_pixels(clip.frames[t])).save(tmp_path / clip.name / f"{t}.png")
-        videos.append(VideoFolder(tmp_path / clip.name, tmp_path / clip.name / "masks", merge))
+            write_mask(folder / clip.name / "masks" / f"{t}.png", clip.masks[t])
+            Image.fromarray(to_pixels(clip.frames[t])).save(folder / clip.name / f"{t}.png")
+        videos.append(VideoFolder(folder / clip.name, folder / clip.name / "masks", merge))
+    return videos
+
+
+def test_real_video_is_streamed_scored_and_stored_once(tmp_path, model):
+    clips = chameleon_batch((7, 8), ChameleonConfig(frames=7, objects=2))
+    videos = real(tmp_path, clips)
     c = RealProtocol("tiny", "vos-tiny", "made", slots=3)
     rows = measure_policies(c, videos, tmp_path / "out", ("oldest", "unbounded"), model, progress=False)
     one, two = (clip.name for clip in clips)
@@ -180,3 +190,40 @@ def test_real_video_is_streamed_scored_and_stored_once(tmp_path, model):
     assert (tmp_path / "out" / "oldest-s0.json").read_bytes() == before
     measure_policies(c, videos[:1], tmp_path / "out", ("oldest",), model, progress=False)
     assert (tmp_path / "out" / "oldest-s0.json").read_bytes() != before
+
+
+# ---------------------------------------------------------------- who looks
+def test_another_segmenter_is_measured_and_noted(tmp_path, model):
+    videos = real(tmp_path, chameleon_batch((7, 8), ChameleonConfig(frames=7, size=48, objects=2)))
+    c, mirror = RealProtocol("tiny", "vos-tiny", "made", slots=3), partial(CarefulSegmenter, flip=True)
+    plain, = measure_policies(c, videos, tmp_path / "out", ("oldest",), model, progress=False)
+    looks, = measure_policies(c, videos, tmp_path / "looks", ("oldest",), model, progress=False, make=mirror)
+    assert looks.config == plain.config | {"segmenter": "CarefulSegmenter", "looking": {
+        "branches": [[1., False], [1., True]], "far": None, "hard": None, "longest": None}}
+    found, true = follow(CarefulSegmenter(model, flip=True, policy="oldest", slots=3), videos[0])
+    ious = [(a & b).sum() / (a | b).sum() if (a | b).any() else 1. for a, b in zip(
+        (found[1:-1] == 1).numpy(), (true[1:-1] == 1).numpy(), strict=True)]
+    assert looks.clips["J"][videos[0].name] == pytest.approx(np.mean(ious)) and looks.metrics != plain.metrics
+    before = (tmp_path / "looks" / "oldest-s0.json").read_bytes()
+    measure_policies(c, videos, tmp_path / "looks", ("oldest",), model, progress=False, make=mirror)
+    assert (tmp_path / "looks" / "oldest-s0.json").read_bytes() == before             # it answers the same question
+    measure_policies(c, videos, tmp_path / "looks", ("oldest",), model, progress=False, make=multi_scale)
+    assert (tmp_path / "looks" / "oldest-s0.json").read_bytes() != before             # and not another one
+
+
+def test_a_maker_of_plain_segmenters_changes_no_config(model):
+    c = RealProtocol("tiny", "vos-tiny", "made", "unbounded", 3)
+    assert real_config(c, [], model, lambda *a, **k: VideoSegmenter(*a, **k)) == real_config(c, [], model)
+
+
+@pytest.mark.parametrize("study", REAL_STUDIES)
+def test_stored_records_still_answer_the_default_question(study):
+    "A new option must not make old numbers stale."
+    class Card:
+        pass
+    folder = Path(__file__).resolve().parent.parent / "nbs" / "results" / study
+    for record in load_records(folder):
+        network = Card()
+        network.card = {"config": record.config["training"]}
+        c = RealProtocol(data=REAL_STUDIES[study], policy=record.name, seed=record.seed)
+        assert real_config(c, range(record.config["videos"]), network) == record.config
