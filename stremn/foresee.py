@@ -64,7 +64,7 @@ def find_predictor(
     if isinstance(model, nn.Module): return model.to(pick_device(device))
     return BASELINES[model]() if model in ("copy", "velocity") else load(model, device)
 
-# %% ../nbs/64_foresee.ipynb #053f570b
+# %% ../nbs/64_foresee.ipynb #fb378ce7
 def stretch(
     source:Iterable, # Yields (name, frame, mask or None): a VideoFolder, a VideoFile, or a list of yours
     start:int,       # Frames to skip
@@ -93,6 +93,8 @@ def gather(
         first = first or found
         check(found==first, f"{where}, frame {name}: expected {first[0]} x {first[1]} (height x width) as before, "
                             f"found {found[0]} x {found[1]}")
+        fit = isinstance(name, str) and Path(name).name==name!=""                # it becomes the name of a file
+        check(fit, f"{where}: expected names of frames that can name files, found {name!r}")
         check(name not in names, f"{where}, frame {name}: expected frames of different names, found this one twice")
         names.append(name)
         frames.append(prepare(frame, size, channels, view))

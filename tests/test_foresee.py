@@ -139,6 +139,8 @@ def test_what_is_no_frame_is_refused_by_name(tmp_path, model, film, bad, said):
     rows = [(f"f{t}", bad if t == 2 else frame, None) for t, frame in enumerate(film)]
     refused(["source, frame f2: ", said], run, model, rows, tmp_path / "o")
     refused("found this one twice", gather, [("a", film[0], None)] * 2, 0, 2, 16, 1)
+    for name in ("../a", "", "a/b", 7):
+        refused("names of frames that can name files", gather, [(name, film[0], None)], 0, 1, 16, 1)
     assert list(tmp_path.iterdir()) == []
 
 
