@@ -166,7 +166,10 @@ def test_prepare_is_opencvs_resize_of_the_right_part():
     smooth = prepare(frame, 4, 1, "square").float()
     cells = 255 * torch.from_numpy(grey[:, 12:72]).reshape(4, 15, 4, 15).mean((1, 3))
     assert (smooth[0] - cells).abs().max() < 12 < (prepare(frame, 4, 1, "square", False)[0] - cells).abs().max()
+    odd = prepare(frame[:, :50], 16, 3, "half", antialias=False)              # MIM's slice [50//4:-50//4], 25 of 50
+    assert np.abs(odd[0].numpy() - 255 * bilinear(frame[0, 12:37, 21:63].double().numpy(), 16)).max() < .51
     refused("view: expected", prepare, frame, 8, 1, "left")
+    refused("frame: expected shape (3,H,W), found (1, 60, 84)", prepare, frame[:1], 8)
     refused("channels: expected 1 or 3", prepare, frame, 8, 2)
     refused("size: expected 1 or more", prepare, frame, 0)
 

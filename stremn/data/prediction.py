@@ -106,7 +106,7 @@ def window_starts(
         s -= stride if out and out[-1]==s else 1
     return out[::-1]
 
-# %% ../../nbs/19_data.prediction.ipynb #b129934f
+# %% ../../nbs/19_data.prediction.ipynb #b2928dc5
 GREY = (.299, .587, .114) # Weights of red, green and blue in brightness (ITU-R BT.601)
 
 def prepare(
@@ -120,10 +120,12 @@ def prepare(
     check(view in ("whole", "square", "half"), f"view: expected whole, square or half, found {view!r}")
     check(channels in (1, 3), f"channels: expected 1 or 3, found {channels}")
     check(size>=1, f"size: expected 1 or more, found {size}")
+    fits = frame.ndim==3 and len(frame)==3 and min(frame.shape)>=2
+    check(fits, f"frame: expected shape (3,H,W), found {tuple(frame.shape)}")
     h,w = frame.shape[-2:]
     side = min(h, w)
     if view=="square": frame = frame[:,(h-side)//2:(h+side)//2,(w-side)//2:(w+side)//2]
-    if view=="half": frame = frame[:,h//4:h-h//4,w//4:w-w//4]
+    if view=="half": frame = frame[:,h//4:-h//4,w//4:-w//4] # MIM's slice: of 1002 rows, 501
     if channels==1: frame = sum(weight*colour for weight,colour in zip(GREY, frame))[None]
     out = F.interpolate(frame[None], size=(size, size), mode="bilinear", antialias=antialias, align_corners=False)
     return out[0].mul(255).round().clamp(0, 255).byte()
