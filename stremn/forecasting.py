@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['CHOOSING', 'PredictionStage', 'PredictionTraining', 'kind_of', 'Films', 'windows', 'PredictionTask',
            'average_weights', 'predict_clips', 'choosing_clips', 'snapshot', 'fit_averaged', 'PredictionProtocol',
-           'measure_prediction']
+           'clips_to_test', 'measure_prediction']
 
-# %% ../nbs/59_forecasting.ipynb #8f89ac12
+# %% ../nbs/59_forecasting.ipynb #7c723c52
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,10 +26,11 @@ from .metrics.frames import FrameScore, score_frames
 from .models.hub import TASKS, load, read_file, save_weights
 from .models.prediction import PredictionConfig, PredictionModel, under_policy
 from .models.recurrent import BASELINES, SimVP
-from .train import FitConfig, fit, stage_of, steps_taken
+from .train import FitConfig, Run, fit, stage_of, steps_taken
 
-# %% ../nbs/59_forecasting.ipynb #1919f4ed
-class PredictionStage(NamedTuple):
+# %% ../nbs/59_forecasting.ipynb #002e834b
+@dataclass(frozen=True)
+class PredictionStage:
     "One stretch of a run."
     steps:int     # Its length
     batch:int     # Clips per process and step
@@ -39,19 +40,18 @@ CHOOSING = (15, 16) # Training people who choose among snapshots
 
 @dataclass(frozen=True)
 class PredictionTraining:
-    "The tiny protocol: Strollers, ten frames seen, a horizon that grows to twenty."
+    "The tiny protocol: Strollers, ten frames seen, a horizon that grows to ten."
     model:object=PredictionConfig()  # Config of a network in `stremn.models.hub.TASKS`
     protocol:str="tiny"
     observed:int=10                  # M
-    stages:tuple[PredictionStage,...]=(
-        PredictionStage(400, 4, 4), PredictionStage(300, 4, 10), PredictionStage(200, 4, 20))
+    stages:tuple[PredictionStage,...]=(PredictionStage(250, 4, 4), PredictionStage(110, 4, 10))
     sampling:tuple[float,float]=(1., 0.) # Chance of the true frame at the first step and at the last
     warm_up:bool=True                # Also learn from frames 1 to M-1, where the network answers while it watches
     slots:tuple[int,...]=(5,)        # Drawn uniformly at each step; for networks with a memory
     policies:tuple[str,...]=("learned",) # Likewise
     l1:float=1.                      # Weight of the shrunk L1
     l2:float=1.                      # Weight of the shrunk L2
-    gradient:float=1.                # Weight of the gradient loss
+    gradient:float=.05               # Weight of the gradient loss; untrained, it is 50 times the others
     a:float=10.                      # Of the shrinkage
     c:float=.2                       # Of the shrinkage
     clip:StrollersConfig=StrollersConfig(people=tuple(p for p in TRAIN_PEOPLE if p not in CHOOSING)) # Its length is set
@@ -59,7 +59,7 @@ class PredictionTraining:
     def __post_init__(self):
         for name in ("stages", "slots", "policies"):
             check(len(getattr(self, name))>0, f"{name}: expected at least one, found none")
-        least = min(min(s) for s in self.stages)
+        least = min(min(s.steps, s.batch, s.future) for s in self.stages)
         check(min(self.observed, least)>=1, f"observed, stages: expected 1 or more, found {min(self.observed, least)}")
         check(all(0<=p<=1 for p in self.sampling), f"sampling: expected chances from 0 to 1, found {self.sampling}")
 
@@ -204,7 +204,7 @@ def snapshot(
         save_weights(network, path, {"ssim":ssim, "step":stop}, task.name)
     return load(path)
 
-# %% ../nbs/59_forecasting.ipynb #016d9979
+# %% ../nbs/59_forecasting.ipynb #d9965f82
 def fit_averaged(
     task:PredictionTask,  # What to learn
     config:FitConfig,     # How
@@ -219,6 +219,7 @@ def fit_averaged(
     check(1<=keep<=snapshots, f"keep: expected 1 to {snapshots} snapshots, found {keep}")
     out,half = Path(out),task.steps//2
     stops = sorted({half+round((task.steps-half)*(i+1)/snapshots) for i in range(snapshots)}-{0})
+    if steps_taken(out): Run(task, config, out, device)                          # refuses the folder of another run
     held = choosing_clips(task, clips)
     taken = [snapshot(task, config, out, stop, held, device, progress) for stop in stops]
     best = sorted(taken, key=lambda n: -n.card["ssim"])[:keep]
@@ -226,11 +227,11 @@ def fit_averaged(
     card = load(out/"model.safetensors").card | {"averaged":sorted(n.card["step"] for n in best), "snapshots":scores}
     return save_weights(average_weights(best), out/"averaged.safetensors", card, task.name)
 
-# %% ../nbs/59_forecasting.ipynb #489fd855
+# %% ../nbs/59_forecasting.ipynb #6dc071a0
 @dataclass(frozen=True)
 class PredictionProtocol:
-    "Scores on made video: which weights, which clips, how far ahead."
-    protocol:str="tiny"
+    "Scores of predictions: which weights, which clips, how far ahead."
+    protocol:str="tiny"            # "tiny": Strollers; or a name of `stremn.data.prediction.FILM_PROTOCOLS`
     weights:str="prediction-tiny"  # What `stremn.load` accepts; or "copy" or "velocity", which have none
     policy:str|None=None           # Key of RULES; None: the network's own
     slots:int|None|str="default"   # K; 0: memory removed; None: never forget; "default": the network's own
@@ -243,23 +244,32 @@ class PredictionProtocol:
     seed:int=0                     # Of the policies that draw lots
     clip:StrollersConfig=StrollersConfig(people=TEST_PEOPLE) # Its length is set
 
+# %% ../nbs/59_forecasting.ipynb #75332cc7
+def clips_to_test(
+    c:PredictionProtocol, # Which
+)->tuple[Tensor,list[str]]: # (n,M+N,C,H,W); their names
+    "The Strollers of a test."
+    clips = strollers_batch(range(c.first, c.first+c.clips), replace(c.clip, frames=c.observed+c.future))
+    return torch.stack([clip.frames for clip in clips]),[clip.name for clip in clips]
+
 def measure_prediction(
     c:PredictionProtocol,          # What to measure
     model:nn.Module|None=None,     # Network; None: loaded by name
     name:str|None=None,            # Row of a table; None: the weights
+    clips:tuple[Tensor,Sequence[str]]|None=None, # (n,M+N,C,H,W) and the film of each; None: Strollers, made anew
 )->tuple[Record,dict[str,FrameScore]]: # The record; metric -> a value for each frame of each clip
     "One row of a prediction table, with the training of its weights in the config."
     began = time.perf_counter()
     if model is None: model = BASELINES[c.weights]() if c.weights in ("copy", "velocity") else load(c.weights)
-    made = replace(c.clip, frames=c.observed+c.future)
-    clips = strollers_batch(range(c.first, c.first+c.clips), made)
-    frames = torch.stack([clip.frames for clip in clips])                        # (n,M+N,C,H,W)
+    frames,names = clips_to_test(c) if clips is None else clips                  # (n,M+N,C,H,W)
     found = predict_clips(model, frames[:,:c.observed], c.future, c.policy, c.slots, c.seed)
     scores = score_frames(found, frames[:,c.observed:], c.convention, c.metrics)
-    each = {m:{clip.name:float(v) for clip,v in zip(clips, s.per_clip)} for m,s in scores.items()}
+    parts = {n:[i for i,other in enumerate(names) if other==n] for n in names}   # windows of one film count as one
+    each = {m:{n:float(s.per_clip[i].mean()) for n,i in parts.items()} for m,s in scores.items()}
     config = plain(c) | {"training":plain(getattr(model, "card", {}).get("config", {})),
                          "parameters":sum(p.numel() for p in model.parameters())}
     device = device_name(next((p.device for p in model.parameters()), "cpu"))
-    record = Record(name or Path(c.weights).stem, {m:s.mean for m,s in scores.items()}, config, c.seed,
+    means = {m:sum(of.values())/len(of) for m,of in each.items()}
+    record = Record(name or Path(c.weights).stem, means, config, c.seed,
                     time.perf_counter()-began, clips=each, device=device)
     return record,scores

@@ -397,3 +397,44 @@ def test_help_does_not_wait_for_torch():
     code = ("import sys\nfrom stremn import cli\ntry: cli.main(['train', '--help'])\n"
             "except SystemExit: sys.exit('torch' in sys.modules)")
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=300).returncode == 0
+
+
+# ---------------------------------------------------------------- prediction
+def test_predict_goes_on_where_frames_end(work, capsys):
+    words = ["predict", "frames", "--weights", "copy", "--observe", "3", "--size", "16", "--device", "cpu", "--quiet"]
+    status, out, err = stremn_main(capsys, *words, "--frames", "2", "--out", "a", "--no-video")
+    assert (status, err) == (0, []) and "2 predicted after 3 seen" in out[0]
+    assert len(list((work / "a").glob("*.png"))) == 2 and (work / "a/metrics.csv").is_file()
+    before = tree(work)
+    for more, piece in {("--slots", "3"): "slots", ("--slots", "few"): "--slots", ("--weights", "nobody"): "nobody",
+                        ("--frames", "0"): "frames", ("--start-frame", "99"): "frames"}.items():
+        status, out, err = stremn_main(capsys, *words, "--out", "b", *more)
+        assert (status, out, len(err)) == (2, [], 1) and piece in err[0] and tree(work) == before
+
+
+def test_train_prediction_goes_on(work, capsys, monkeypatch):
+    from stremn import contest, forecasting
+    lesson = contest.LESSONS["tiny"]
+    clip = replace(lesson.training.clip, size=16)
+    stages = (forecasting.PredictionStage(4, 1, 2),)
+    model = contest.ConvLSTMConfig(hidden=4, layers=1)
+    monkeypatch.setitem(contest.CONTESTANTS, "convlstm", contest.Contestant(model, 1.))
+    training = replace(lesson.training, clip=clip, stages=stages, observed=3)
+    monkeypatch.setitem(contest.LESSONS, "tiny", replace(lesson, training=training))
+    words = ["train", "prediction", "--network", "convlstm", "--out", "run", "--steps", "2", "--device", "cpu",
+             "--quiet"]
+    status, out, err = stremn_main(capsys, *words)
+    assert (status, err, out) == (0, [], ["2 steps, finished: weights in run/averaged.safetensors"])
+    status, out, err = stremn_main(capsys, *words)
+    assert status == 0 and "was finished before" in out[0]
+    status, out, err = stremn_main(capsys, *words, "--dry-run", "--batch", "2")
+    assert (status, len(out)) == (0, 1) and "multiply-adds" in out[0]
+    before = tree(work)
+    for more, piece in {("--protocol", "paper"): "--protocol: expected tiny, small, kth", ("--start", "x"): "--start",
+                        ("--seed", "1"): "last.safetensors", ("--protocol", "small", "--data", "none"): "none"}.items():
+        status, out, err = stremn_main(capsys, *words, *more)
+        assert (status, out, len(err)) == (2, [], 1) and piece in err[0] and tree(work) == before, err
+    status, out, err = stremn_main(capsys, "train", "vos", "--out", "v", "--network", "simvp")
+    assert (status, len(err)) == (2, 1) and "--network" in err[0]
+    status, out, err = stremn_main(capsys, "train", "vos", "--out", "v", "--protocol", "kth")
+    assert (status, len(err)) == (2, 1) and "--protocol: expected tiny, small, paper" in err[0]

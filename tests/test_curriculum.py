@@ -9,8 +9,9 @@ from scipy.io import savemat
 import stremn
 from stremn import cli, curriculum
 from stremn.core import StremnError, make_generator
-from stremn.curriculum import (Part, RealStage, RealTask, RealTraining, Videos, paper_parts, small_parts,
+from stremn.curriculum import (in_front, Part, RealStage, RealTask, RealTraining, Videos, paper_parts, small_parts,
                                train_parts, training_videos, where_is)
+from stremn.data.clips import Clip
 from stremn.data.synthetic import ChameleonConfig, chameleon_batch
 from stremn.data.vos import VideoFolder, write_mask
 from stremn.measure import RealProtocol, measure_real
@@ -219,3 +220,47 @@ def test_the_papers_protocol_from_the_command_line(official, tmp_path, monkeypat
     video = training_videos(official, "davis2017", only=("dogs",))
     record = measure_real(RealProtocol("paper", str(weights), "a made tree", slots=3), video)
     assert set(record.clips["J"]) == {"dogs/1", "dogs/2"}
+
+
+# ---- pasted objects ------------------------------------------------------------------------------------------------
+
+def plain_clips(T=3, S=40):
+    "Black behind, and a white square on grey to come in front."
+    behind = Clip(torch.zeros(T, 3, S, S), torch.zeros(T, S, S, dtype=torch.long))
+    masks = torch.zeros(T, S, S, dtype=torch.long)
+    masks[:, 12:28, 12:28] = 2
+    frames = torch.full((T, 3, S, S), .5)
+    return behind, Clip(frames.where(masks[:, None] == 0, torch.ones(())), masks)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_pasted_pixels_and_labels_agree(seed):
+    behind, over = plain_clips()
+    behind.masks[:, :5] = 1
+    new = in_front(behind, over, make_generator(seed))
+    shown = new.masks == 2                                     # one more than the largest label behind
+    assert new.frames[shown[:, None].expand(-1, 3, -1, -1)].min() > .37
+    assert new.frames[:, 0][new.masks != 2].max() < .38        # less than half of a pixel that kept its label is new
+    assert torch.equal(new.masks[~shown], behind.masks[~shown])
+    one = in_front(behind, over, make_generator(seed))
+    assert torch.equal(one.frames, new.frames) and torch.equal(one.masks, new.masks)
+    sizes = shown.flatten(1).sum(1)
+    assert (sizes == sizes[0]).all() and sizes[0] <= (1.25 * 16)**2
+
+
+def test_frames_nobody_annotated_stay_so():
+    behind, over = plain_clips()
+    behind.masks[1], over.masks[2] = -1, -1
+    new = in_front(behind, over, make_generator(0))
+    assert (new.masks[1:] == -1).all() and (new.masks[0] >= 0).all()
+
+
+def test_without_pasting_nothing_changes_and_with_it_objects_come(root):
+    videos = Videos(training_videos(root, "davis2016-240p"))
+    a = videos.sample(make_generator(3), 3, 32, 3, 1)
+    b = videos.sample(make_generator(3), 3, 32, 3, 1, 0.)
+    assert torch.equal(a.frames, b.frames) and torch.equal(a.masks, b.masks)
+    counts = [int(videos.sample(make_generator(s), 3, 32, 3, 1, 1.).masks[0].max()) for s in range(12)]
+    alone = [int(videos.sample(make_generator(s), 3, 32, 3, 1).masks[0].max()) for s in range(12)]
+    assert max(alone) == 1 and max(counts) == 3 and sum(counts) > 1.5 * sum(alone)
+    assert all(int(videos.sample(make_generator(s), 3, 32, 1, 1, 1.).masks[0].max()) == 1 for s in range(4))

@@ -137,12 +137,12 @@ def test_the_zigzag_by_hand():
     zero = torch.zeros(1, 3, 4, 6, dtype=torch.float64)
     h, c, m, out = [zero] * 3, [zero] * 3, zero, []
     for frame in frames.unbind(1):
-        x = F.pixel_unshuffle(frame, 2)
+        x = F.pixel_unshuffle(6 * (frame - .5), 2)
         for i, cell in enumerate(model.cells):
             h[i], c[i], m = cell(x, h[i], c[i], m)
             x = h[i]
         raw = F.pixel_shuffle(model.leave(x), 2)
-        gate = raw[:, 1:].sigmoid()
+        gate = (raw[:, 1:] - 3).sigmoid()
         out.append(gate * raw[:, :1].sigmoid() + (1 - gate) * frame)
     torch.testing.assert_close(model(frames, 1, warm_up=True), torch.stack(out, 1))
 

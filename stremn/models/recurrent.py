@@ -129,7 +129,7 @@ class PredRNNConfig(RecurrentConfig):
     "Sizes of a PredRNN; the defaults have as many weights as the tiny memory network."
     hidden:int=17      # Channels of each layer's state
 
-# %% ../../nbs/43_models.recurrent.ipynb #2c930a5b
+# %% ../../nbs/43_models.recurrent.ipynb #ee1a9fe4
 class Recurrent(nn.Module):
     "What recurrent predictors share: patches in, a frame out, and the loop. `cells` and `advance` are the model's own."
     def __init__(self,
@@ -144,7 +144,7 @@ class Recurrent(nn.Module):
         frame:Tensor,     # (V,C,H,W) newest frame
     )->tuple[Tensor,tuple]: # (V,C,H,W) next frame; the state after it
         "One frame in, the next one out."
-        x = F.pixel_unshuffle(frame, self.config.patch)                          # (V,C*p*p,H/p,W/p)
+        x = F.pixel_unshuffle(6*(frame-.5), self.config.patch)                   # (V,C*p*p,H/p,W/p)
         if state is None: state = self.start(x)
         h,state = self.advance(state, x)
         return compose(F.pixel_shuffle(self.leave(h), self.config.patch), frame, self.config.output),state
@@ -327,7 +327,7 @@ class SimVPParts(nn.Module):
         for i,block in enumerate(self.up): x = block(x if i==0 else torch.cat([x, skips[-1-i]], 1))
         return self.spread(x)
 
-# %% ../../nbs/43_models.recurrent.ipynb #5ccb8804
+# %% ../../nbs/43_models.recurrent.ipynb #721e033e
 class SimVP(SimVPParts):
     "M frames in, M frames out, all at once (in the spirit of Gao et al. 2022)."
     def ahead(self,
@@ -335,7 +335,7 @@ class SimVP(SimVPParts):
     )->Tensor:         # (V,M,C,H,W) the next M
         "One pass."
         V,M = frames.shape[:2]
-        fine = self.first(frames.flatten(0, 1))                                  # (VM,hidden,H,W)
+        fine = self.first(6*(frames.flatten(0, 1)-.5))                           # (VM,hidden,H,W)
         x = self.encoder(fine).unflatten(0, (V, M))                              # (V,M,hidden,h,w)
         x = self.translate(x.flatten(1, 2)).unflatten(1, (M, -1)).flatten(0, 1)  # (VM,hidden,h,w)
         skip = fine.unflatten(0, (V, M))[:,-1:].expand(-1, M, -1, -1, -1).flatten(0, 1)

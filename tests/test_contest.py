@@ -1,0 +1,136 @@
+"Equal time for every network, rows that know what was measured, films and made clips through one door."
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from refusals import refused
+from stremn import contest, forecasting
+from stremn.contest import (CONTESTANTS, CONTESTS, LESSONS, Contestant, Entry, Lesson, dry_lesson, is_measured,
+                            lesson_of, prediction_task, predictor, run_contest)
+from stremn.data.prediction import FILM_PROTOCOLS
+from stremn.data.strollers import StrollersConfig
+from stremn.forecasting import PredictionProtocol, PredictionStage, PredictionTraining
+from stremn.memory.bank import BankConfig
+from stremn.models.prediction import PredictionConfig, PredictionModel
+from stremn.models.recurrent import ConvLSTM, ConvLSTMConfig, SimVP
+from stremn.train import FitConfig
+
+BANK = BankConfig(memory_channels=12, query_channels=12, key_channels=8, value_channels=12, update_channels=8,
+                  slots=3, pinned=0, similarity="l2", shared_keys=True)
+NET = PredictionConfig(widths=(8, 12), strides=(2, 2), groups=4, bank=BANK)
+CLIP = StrollersConfig(size=16, aspect=1., scenarios=("outdoor",))
+FAST = FitConfig(lr=1e-3, warmup=1, save_every=1)
+
+
+@pytest.fixture
+def little(monkeypatch):
+    "The tiny protocol, a thousand times smaller."
+    training = PredictionTraining(NET, observed=4, stages=(PredictionStage(2, 1, 2),), slots=(3,), clip=CLIP)
+    monkeypatch.setitem(LESSONS, "tiny", Lesson(training, FAST))
+    monkeypatch.setitem(CONTESTANTS, "convlstm", Contestant(ConvLSTMConfig(hidden=4, layers=1), 2.))
+    test = PredictionProtocol(observed=4, future=3, clips=3, metrics=("mse", "ssim"), clip=CLIP)
+    rows = [Entry(n, n, test) for n in ("copy", "prediction", "prediction-without", "convlstm")]
+    rows += [Entry("K0", test=replace(test, slots=0)), Entry("oldest", test=replace(test, policy="oldest"))]
+    monkeypatch.setitem(CONTESTS, "t5-tiny", tuple(rows))
+    return test
+
+
+@pytest.mark.parametrize("protocol", LESSONS)
+@pytest.mark.parametrize("name", CONTESTANTS)
+def test_everybody_gets_the_same_but_the_steps(protocol, name):
+    ours, theirs = lesson_of("prediction", protocol, 3), lesson_of(name, protocol, 3)
+    assert theirs.fit == ours.fit and theirs.fit.seed == 3
+    same = replace(theirs.training, model=ours.training.model, stages=ours.training.stages)
+    assert same == ours.training
+    total, mine = (sum(s.steps for s in x.training.stages) for x in (theirs, ours))
+    assert total == pytest.approx(CONTESTANTS[name].pace * mine, rel=.01)
+    assert theirs.training.model.channels == ours.training.model.channels
+    assert getattr(theirs.training.model, "memory", None) in ((False,) if "without" in name else (True, None))
+
+
+@pytest.mark.parametrize("name", ["tiny", "small", "kth", "h36m", "mmnist"])
+def test_protocols_say_what_the_films_say(name):
+    c = LESSONS[name].training
+    assert c.protocol == name
+    if name in FILM_PROTOCOLS:
+        p = FILM_PROTOCOLS[name]
+        assert (c.observed, c.model.channels) == (p.observed, p.channels)
+        assert name == "small" or c.stages[-1].future == p.learned
+
+
+def test_equal_weights():
+    sizes = {}
+    for name in CONTESTANTS:
+        with torch.device("meta"):
+            sizes[name] = sum(p.numel() for p in prediction_task(lesson_of(name).training).build().parameters())
+    assert max(sizes.values()) < 1.1 * min(sizes.values()), sizes
+
+
+def test_a_contest_is_measured_once(little, tmp_path):
+    made = run_contest("t5-tiny", tmp_path / "out", tmp_path / "runs", seeds=(0, 1), device="cpu", progress=False)
+    assert len(made) == 1 + 2 * 5                                     # "copy" once
+    assert {r.config["study"] for r in made} == {"t5-tiny"}
+    assert all(is_measured("t5-tiny", e, 0, tmp_path / "out") for e in CONTESTS["t5-tiny"])
+    by = {(r.name, r.seed): r for r in made}
+    assert by["prediction", 0].metrics != by["prediction", 1].metrics
+    assert by["prediction", 0].metrics != by["K0", 0].metrics
+    assert by["prediction", 0].config["training"]["task"]["stages"] == [{"steps": 2, "batch": 1, "future": 2}]
+    assert by["convlstm", 0].config["training"]["task"]["stages"] == [{"steps": 4, "batch": 1, "future": 2}]
+    assert set(by["copy", 0].clips["ssim"]) == set(by["oldest", 1].clips["ssim"])
+    assert len(by["copy", 0].clips["mse"]) == 3
+    again = run_contest("t5-tiny", tmp_path / "out", tmp_path / "runs", seeds=(0, 1), device="cpu", progress=False)
+    assert again == []
+    entry = replace(CONTESTS["t5-tiny"][0], test=replace(little, future=2))
+    assert not is_measured("t5-tiny", entry, 0, tmp_path / "out")     # another test
+
+
+def test_trained_once_found_afterwards(little, tmp_path, monkeypatch):
+    first = predictor("convlstm", 0, tmp_path, device="cpu", progress=False)
+    monkeypatch.setattr(contest, "fit_averaged", lambda *a: pytest.fail("trained again"))
+    again = predictor("convlstm", 0, tmp_path, device="cpu", progress=False)
+    assert isinstance(again, ConvLSTM) and not again.training
+    for a, b in zip(first.parameters(), again.parameters()):
+        assert torch.equal(a, b)
+
+
+def test_windows_of_one_film_count_as_one(little):
+    frames = torch.rand(4, 7, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    model = PredictionModel(NET).eval()
+    record, scores = forecasting.measure_prediction(little, model, clips=(frames, ["a", "b", "a", "a"]))
+    each = scores["mse"].per_clip
+    assert record.clips["mse"]["a"] == pytest.approx(float(each[[0, 2, 3]].mean()))
+    assert record.clips["mse"]["b"] == pytest.approx(float(each[1]))
+    assert record.metrics["mse"] == pytest.approx((record.clips["mse"]["a"] + record.clips["mse"]["b"]) / 2)
+
+
+def test_films_are_read_by_the_protocol(tmp_path, monkeypatch):
+    asked = []
+    def films(root, p, split="train"):
+        asked.append((p.name, p.size, split))
+        return [torch.zeros(40, 1, p.size, p.size, dtype=torch.uint8)], ["film"]
+    monkeypatch.setattr(contest, "training_films", films)
+    task = prediction_task(LESSONS["small"].training, tmp_path, 32)
+    assert asked == [("small", 32, "train"), ("small", 32, "choose")]
+    assert task.batch(0, 0, 0).frames.shape == (4, 14, 1, 32, 32)
+    assert prediction_task(LESSONS["tiny"].training, size=32).batch(0, 0, 0).frames.shape[-1] == 32
+
+
+@pytest.mark.parametrize("name", ["prediction", "convlstm"])
+def test_a_dry_run_counts_operations(little, name):
+    lesson = lesson_of(name)
+    record = dry_lesson(lesson, "cpu")
+    double = dry_lesson(replace(lesson, training=replace(
+        lesson.training, stages=(replace(lesson.training.stages[0], batch=2),))), "cpu")
+    assert double.metrics["operations"] == pytest.approx(2 * record.metrics["operations"], rel=.02)
+    assert record.metrics["whole"] == record.config["steps"] * record.metrics["seconds"]
+    assert record.config["size"] == 16 and record.metrics["bytes"] > 2**20
+
+
+def test_refusals(tmp_path):
+    refused("network: expected one of", lesson_of, "transformer")
+    refused("protocol: expected one of", lesson_of, "simvp", "huge")
+    refused("unknown study 't9'", run_contest, "t9", tmp_path)
+    assert isinstance(prediction_task(lesson_of("simvp", "tiny").training).build(), SimVP)
+    assert not list(Path(tmp_path).iterdir())
