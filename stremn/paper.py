@@ -573,7 +573,7 @@ PREDICTION_NOTES_1 = (
         "`PredictionConfig(output=\"sigmoid\")`, or clamp, or blend; `ConvLSTMConfig(output=)`, "
         "`SimVPConfig(output=)`."),)
 
-# %% ../nbs/02_paper.ipynb #143984a6
+# %% ../nbs/02_paper.ipynb #6670dff0
 PREDICTION_NOTES_2 = (
     ReadingNote("prediction-pinned", "Sec. 4.2",
         "the memory module is the same as in the model for segmentation, with 5 slots.",
@@ -594,24 +594,33 @@ PREDICTION_NOTES_2 = (
         "shrinkage loss on L1 and L2, and a scale-invariant gradient loss.",
         "the weights between them, the constants, and what plays the part of the shrinkage loss's label weight for "
         "images.",
-        "add the three with weight 1, take the constants of the two cited papers, five distances, and no label "
-        "weight.",
-        "`prediction_loss(l1=, l2=, gradient=, a=, c=, label_weight=)` (notebook 50)."),
+        "add the three with weight 1 at paper size, and the gradient loss with .05 for the small networks, where it"
+        " is otherwise fifty times the others at first; take the constants of the two cited papers, five distances,"
+        " and no label weight.",
+        "`prediction_loss(l1=, l2=, gradient=, a=, c=, label_weight=)` and the same fields of `PredictionTraining` "
+        "(notebooks 50 and 59)."),
     ReadingNote("weight-averaging", "Sec. 4.2",
         "the final weights are the mean over time steps with high SSIM.",
         "how many, and SSIM on which clips: the test set must not choose.",
         "put snapshots of the last half of a run aside, score them on training people from whom nothing is learned,"
         " and average the best half.",
-        "`fit_averaged(snapshots=, keep=, clips=)` (notebook 59)."),
+        "`fit_averaged(snapshots=, keep=, clips=)` (notebook 59)."),)
+
+# %% ../nbs/02_paper.ipynb #f321a887
+PREDICTION_NOTES_3 = (
     ReadingNote("prediction-optimiser", "Sec. 4.2",
         "Adam with a learning rate of 1e-3.",
         "length, batch, warm-up, schedule.",
         "use the loop of notebook 53: AdamW, which is Adam without weight decay, warm-up and a cosine; every run "
         "writes its rate down.",
-        "`FitConfig(lr=, warmup=, decay_from=, weight_decay=)`, `PredictionTraining(stages=)`."),)
-
-# %% ../nbs/02_paper.ipynb #4ec7f56b
-PREDICTION_NOTES_3 = (
+        "`FitConfig(lr=, warmup=, decay_from=, weight_decay=)`, `PredictionTraining(stages=)`."),
+    ReadingNote("prediction-contrast", "Sec. 4.2",
+        "the input is a stack of three frames.",
+        "whether they go in as they are. Neighbouring frames differ little, and a network that learns for minutes "
+        "hardly sees the motion in them.",
+        "pass them as they are at paper size; show the small networks the newest frame and enlarged differences, an"
+        " invertible map of the stack.",
+        "`PredictionConfig(contrast=False)` (notebook 41)."),
     ReadingNote("fed-back-in-training", "Sec. 4.2",
         "the model is trained to predict the next 20 frames.",
         "whether it is fed the truth or its own answers meanwhile, and whether it also learns from the frames it "
@@ -743,13 +752,13 @@ MEASURING_NOTES = (
         "rule keeps on the same clip.",
         "`kept_measures`, which takes any trace (notebook 61)."),)
 
-# %% ../nbs/02_paper.ipynb #d31bb56c
+# %% ../nbs/02_paper.ipynb #5073c325
 READING_NOTES:list[ReadingNote] = [
     ReadingNote(n.key, n.where, n.says, n.open, n.ours, n.switch, i)
     for i,n in enumerate((
         *MEMORY_NOTES_1, *MEMORY_NOTES_2, *RULE_NOTES_1, *RULE_NOTES_2,
-        *VOS_NOTES_1, *VOS_NOTES_2, *VOS_NOTES_3, *PREDICTION_NOTES_1, *PREDICTION_NOTES_2, *PREDICTION_NOTES_3, *FILM_NOTES,
-        *RESULT_NOTES_1, *RESULT_NOTES_2, *MEASURING_NOTES), 1)]
+        *VOS_NOTES_1, *VOS_NOTES_2, *VOS_NOTES_3, *PREDICTION_NOTES_1, *PREDICTION_NOTES_2, *PREDICTION_NOTES_3,
+        *FILM_NOTES, *RESULT_NOTES_1, *RESULT_NOTES_2, *MEASURING_NOTES), 1)]
 
 def reading_note(
     key:str,     # For example "slot-roles"
