@@ -191,6 +191,34 @@ def test_forward_is_a_loop_of_step():
     assert torch.equal(model(frames, 5, warm_up=True), torch.stack(out, 1))
 
 
+def stepwise(m, frames, future, generator=None):
+    "`step` after `step`: answers for frames 1 to M-1+N."
+    seen, memory, out = list(frames.unbind(1)), None, []
+    for t in range(frames.shape[1] - 1 + future):
+        answer, memory = m.step(memory, stacked(seen[:t + 1], m.config.stack), t, generator)
+        out.append(answer)
+        if t >= frames.shape[1] - 1:
+            seen.append(answer)
+    return torch.stack(out, 1)
+
+
+@pytest.mark.parametrize("warm_up", [False, True])
+@pytest.mark.parametrize("memory", [False, True])
+@pytest.mark.parametrize("output", OUTPUTS)
+@pytest.mark.parametrize("M", [1, 2, 6])
+def test_frames_encoded_at_once_give_the_numbers_of_steps(M, output, memory, warm_up):
+    for double, near in ((True, 1e-10), (False, 1e-5)):
+        m = network(5, double, output=output, memory=memory).train()                   # with noise in the choice
+        frames, first = video(2, M, seed=M, dtype=torch.float64 if double else torch.float32), 0 if warm_up else M - 1
+        wanted = stepwise(m, frames, 4, make_generator(1))[:, first:]
+        found = m(frames, 4, generator=make_generator(1), warm_up=warm_up)
+        assert found.shape == wanted.shape and torch.allclose(found, wanted, atol=near, rtol=0)
+        learned = [p for p in m.parameters() if p.requires_grad]
+        slopes = [torch.autograd.grad(x.square().mean(), learned, allow_unused=True) for x in (found, wanted)]
+        for a, b in zip(*slopes):
+            assert (a is None) == (b is None) and (a is None or torch.allclose(a, b, atol=near, rtol=1e-4))
+
+
 @torch.no_grad()
 def test_videos_of_a_batch_do_not_meet():
     model, frames = network(5), video(3, 6)
@@ -311,7 +339,7 @@ def test_a_stream_says_what_a_clip_says(policy, M):
         watcher.observe(f)
         watcher.predict(2)                                                        # asking changes nothing
     model.bank.policy, model.bank.slots = policy, 2
-    assert torch.equal(watcher.predict(5), model(frames, 5, generator=make_generator(5))[0])
+    assert torch.allclose(watcher.predict(5), model(frames, 5, generator=make_generator(5))[0], atol=1e-5)
     assert watcher.t == M and max(watcher.held, default=-1) <= M - 2
 
 

@@ -249,9 +249,9 @@ def check_future(
     check(truth.shape==want, f"truth: expected {want}, found {tuple(truth.shape)}")
     check_frames(truth, channels, multiple, name="truth")
 
-# %% ../../nbs/41_models.prediction.ipynb #d69d15df
+# %% ../../nbs/41_models.prediction.ipynb #e85ce8e3
 class PredictionModel(Rolling):
-    "Three frames in, the next one out, one memory. `step` is all there is, in training and at test time."
+    "Three frames in, the next one out, one memory: `step` after `step`, in training and at test time."
     def forward(self,
         frames:Tensor,          # (V,M,C,H,W) in [0,1], what is seen
         future:int,             # N, how many to predict
@@ -263,8 +263,9 @@ class PredictionModel(Rolling):
         "Watch M frames, then predict N on its own predictions."
         check_future(frames, future, truth, sampling, self.config.channels, self.config.multiple)
         seen,memory,early,n = frames.unbind(1),None,[],self.config.stack
-        for t in range(len(seen)-1):
-            features = self.encoder(stacked(seen[:t+1], n))
+        stacks = [stacked(seen[:t+1], n) for t in range(len(seen)-1)]                          # M-1 of (V,n*C,H,W)
+        maps = self.encoder(torch.cat(stacks)).chunk(len(stacks)) if stacks else ()            # M-1 of (V,c,h,w)
+        for t,features in enumerate(maps):
             if warm_up: early.append(self.look(memory, features, seen[t]))
             memory = self.remember(memory, features, t, generator)
         late = self.roll_out(memory, list(seen[-n:]), len(seen)-1, future, truth, sampling, generator)
