@@ -294,7 +294,7 @@ def take_step(
     optimiser.zero_grad(set_to_none=True)
     return {"loss":value, "norm":norm, "lr":lr, **numbers}
 
-# %% ../nbs/53_train.ipynb #80b7c6fe
+# %% ../nbs/53_train.ipynb #aff2fdf5
 def take_steps(
     run:Run,       # Changed in place
     steps:range,   # Which ones
@@ -313,7 +313,7 @@ def take_steps(
             now = time.perf_counter()
             log(step=step, **numbers, seconds=now-began)
             began = now
-            bar.set_postfix({k:f"{v:.3f}" for k,v in numbers.items() if k in ("loss", "J")}, refresh=False)
+            bar.set_postfix({k:f"{v:.3f}" for k,v in numbers.items() if k in ("loss", "J", "psnr")}, refresh=False)
             if (step+1)%config.save_every==0 or step+1==steps.stop: run.save(step+1)
     finally:
         bar.close()
@@ -338,16 +338,16 @@ def fit(
     run.accelerator.wait_for_everyone()
     return weights if done else None
 
-# %% ../nbs/53_train.ipynb #f86c7d1d
+# %% ../nbs/53_train.ipynb #6e1b2541
 def learning_curve(
     log:dict[str,list], # What `read_log` returned
     points:int=40,      # Stretches of the run
-)->dict[str,list]:      # "step": where each stretch ends; mean "loss" and "J" of each
+)->dict[str,list]:      # "step": where each stretch ends; mean "loss", "J" or "psnr" of each
     "A run in forty numbers, for its card."
     n = len(log.get("loss", []))
     ends = sorted({round(n*(i+1)/points) for i in range(points)}-{0})
     spans = list(zip([0, *ends], ends))
-    means = {k:[round(float(np.mean(log[k][a:b])), 4) for a,b in spans] for k in ("loss", "J") if k in log}
+    means = {k:[round(float(np.mean(log[k][a:b])), 4) for a,b in spans] for k in ("loss", "J", "psnr") if k in log}
     return {"step":ends, **means} if n else {}
 
 def finish(
@@ -361,7 +361,7 @@ def finish(
     known = [s for s in log.get("seconds", []) if s is not None]
     card = {"task":task.name, "config":config, "steps":task.steps, "torch":torch.__version__,
             "seconds":round(sum(known), 1) if len(known)==task.steps else None, # of all starts together
-            "last_steps":{k:float(np.mean(log[k][-100:])) for k in ("loss", "J") if k in log},
+            "last_steps":{k:float(np.mean(log[k][-100:])) for k in ("loss", "J", "psnr") if k in log},
             "curve":learning_curve(log)}
     (out/"card.json").write_text(json.dumps(plain(card), indent=1, sort_keys=True)+"\n")
     return save_weights(network, out/"model.safetensors", card, task.name)
