@@ -32,7 +32,7 @@ from .models.recurrent import BASELINES, ConvLSTMConfig, PredRNNConfig, SimVPCon
 from .results import stored_record
 from .train import FitConfig, Run, shorten, take_step
 
-# %% ../nbs/63_contest.ipynb #f2745d4b
+# %% ../nbs/63_contest.ipynb #08ef107e
 @dataclass(frozen=True)
 class Lesson:
     "What is learned, and how."
@@ -60,6 +60,7 @@ def prediction_task(
         return PredictionTask(replace(training, clip=clip))
     p = FILM_PROTOCOLS[training.protocol]
     if size is not None: p = replace(p, size=size)
+    training = replace(training, clip=replace(training.clip, size=p.size))       # so that the card says the size
     return PredictionTask(training, training_films(root, p)[0], training_films(root, p, "choose")[0])
 
 # %% ../nbs/63_contest.ipynb #90736bf6

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SIZE', 'OBSERVED', 'NUMBERED', 'WHITE', 'ORANGE', 'Wants', 'wants', 'find_predictor', 'stretch', 'gather',
-           'names_after', 'Dream', 'dream', 'judge', 'as_csv', 'panel', 'film_of', 'check_room', 'check_task',
-           'Foretold', 'write_dream', 'predict_source']
+           'names_after', 'Dream', 'dream', 'judge', 'as_csv', 'panel', 'film_of', 'check_task', 'Foretold',
+           'write_dream', 'predict_source']
 
-# %% ../nbs/64_foresee.ipynb #aadcd985
+# %% ../nbs/64_foresee.ipynb #2456e537
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -25,7 +25,7 @@ from .data.prediction import prepare
 from .data.video import VideoWriter, open_source
 from .data.vos import VideoFolder, to_pixels
 from .forecasting import kind_of, predict_clips
-from .infer import all_or_nothing, as_frame
+from .infer import all_or_nothing, as_frame, check_goal
 from .metrics.frames import score_frames
 from .models.hub import load
 from .models.prediction import PredictionModel, VideoPredictor, stacked, under_policy
@@ -211,22 +211,7 @@ def film_of(
             came,error = (true[i], .5+.5*(true[i]-frame)) if i<len(true) else (none, none)
             yield torch.cat([panel(came), mine, panel(error)], 2)
 
-# %% ../nbs/64_foresee.ipynb #1a504205
-def check_room(
-    out:Path,         # Folder to make
-    overwrite:bool,   # May it be there already?
-    source:Path|None, # File or folder of the frames
-)->None:
-    "Refuse a goal that holds anything which must not be lost."
-    hint = "" if overwrite else " (--overwrite replaces predicted frames, predicted.mp4 and metrics.csv)"
-    check(not out.exists() or out.is_dir(), f"{out}: expected a folder to make, found a file")
-    own = source is not None and out.resolve() in (source.resolve(), *source.resolve().parents)
-    check(not own, f"{out}: expected another folder than that of the source, found {source} in it")
-    inside = sorted(out.iterdir()) if out.is_dir() else []
-    check(overwrite or not inside, f"{out}: expected a new or empty folder, found one with files in it{hint}")
-    odd = [p.name for p in inside if p.is_dir() or not (p.suffix==".png" or p.name in ("predicted.mp4", "metrics.csv"))]
-    check(not odd, f"{out}: expected only predictions and metrics.csv to overwrite, found {odd[:1]}")
-
+# %% ../nbs/64_foresee.ipynb #cac158d3
 def check_task(
     w:Wants,      # What the network asks for
     name:str,     # Of the network, for the error message
@@ -294,7 +279,7 @@ def write_dream(
         film.write(first)
         for picture in pictures: film.write(picture)
 
-# %% ../nbs/64_foresee.ipynb #77792ea9
+# %% ../nbs/64_foresee.ipynb #d40f90ad
 def predict_source(
     model:nn.Module|str|Path, # Network; what `stremn.load` accepts; or "copy" or "velocity"
     source:Path|str|Iterable, # Video file or folder of frames; or yields (name, frame, mask or None)
@@ -316,7 +301,7 @@ def predict_source(
     "Predict on a file or folder; the result appears under its name only when it is whole."
     if isinstance(source, str|Path): source = open_source(source)
     out,where = Path(out),getattr(source, "path", None)
-    check_room(out, overwrite, where)
+    check_goal(out, overwrite, where, ("predicted.mp4", "metrics.csv"))
     name = type(model).__name__ if isinstance(model, nn.Module) else Path(model).stem
     model = find_predictor(model, device)
     w = wants(model)

@@ -7,10 +7,10 @@ __all__ = ['as_frame', 'as_labels', 'merge_known', 'label_map', 'Held', 'explain
            'settle', 'advance', 'without', 'Stream', 'VideoSegmenter', 'Written', 'check_goal', 'all_or_nothing',
            'segment_source', 'write_all']
 
-# %% ../nbs/54_infer.ipynb #c14e8404
+# %% ../nbs/54_infer.ipynb #0b6b8926
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -320,7 +320,7 @@ class VideoSegmenter(Stream):
         out,self.state = advance(model, self.state, frame, labels, self.generator)
         return out
 
-# %% ../nbs/54_infer.ipynb #29f80e6d
+# %% ../nbs/54_infer.ipynb #47278086
 @dataclass
 class Written:
     "What `segment_source` left behind."
@@ -332,14 +332,18 @@ class Written:
 def check_goal(
     out:Path,         # Folder to make
     overwrite:bool,   # May it be there already?
+    source=None,      # File or folder of the frames, if it is one
+    others:Sequence[str]=("overlay.mp4",), # What is made beside one PNG a frame
 )->None:
     "Refuse a goal that holds anything which must not be lost."
-    hint = "" if overwrite else " (--overwrite replaces masks and overlay)"
+    made = f"PNGs and {' and '.join(others)}"
     check(not out.exists() or out.is_dir(), f"{out}: expected a folder to make, found a file")
-    inside = sorted(out.iterdir()) if out.is_dir() else []
+    own = isinstance(source, Path) and out.resolve() in (source.resolve(), *source.resolve().parents)
+    check(not own, f"{out}: expected another folder than that of the source, found {source} in it")
+    inside,hint = sorted(out.iterdir()) if out.is_dir() else [],"" if overwrite else f" (--overwrite replaces {made})"
     check(overwrite or not inside, f"{out}: expected a new or empty folder, found one with files in it{hint}")
-    odd = [p.name for p in inside if p.is_dir() or not (p.suffix==".png" or p.name=="overlay.mp4")]
-    check(not odd, f"{out}: expected only masks and overlay.mp4 to overwrite, found {odd[:1]}")
+    odd = [p.name for p in inside if p.is_dir() or p.suffix!=".png" and p.name not in others]
+    check(not odd, f"{out}: expected only {made} to overwrite, found {odd[:1]}")
 
 @contextmanager
 def all_or_nothing(
@@ -358,7 +362,7 @@ def all_or_nothing(
     finally:
         for folder in (part, old): shutil.rmtree(folder, ignore_errors=True)
 
-# %% ../nbs/54_infer.ipynb #9b3f3f57
+# %% ../nbs/54_infer.ipynb #f2c7627b
 def segment_source(
     segmenter:VideoSegmenter, # Fresh, or as it is to go on
     source:Iterable,          # Yields (name, frame, mask or None): a VideoFolder or VideoFile; its masks are not used
@@ -371,7 +375,7 @@ def segment_source(
 )->Written:
     "Segment a whole source; the folder appears under its name only when every frame is done."
     out,where = Path(out),getattr(source, "path", "source")
-    check_goal(out, overwrite)
+    check_goal(out, overwrite, where)
     fps = fps or getattr(source, "fps", None) or 24
     with all_or_nothing(out.resolve()) as part:
         n,left = write_all(segmenter, source, mask, part, fps, video, progress)

@@ -113,7 +113,7 @@ def test_films_are_read_by_the_protocol(tmp_path, monkeypatch):
     monkeypatch.setattr(contest, "training_films", films)
     task = prediction_task(LESSONS["small"].training, tmp_path, 32)
     assert asked == [("small", 32, "train"), ("small", 32, "choose")]
-    assert task.batch(0, 0, 0).frames.shape == (4, 14, 1, 32, 32)
+    assert task.batch(0, 0, 0).frames.shape == (4, 14, 1, 32, 32) and task.config.clip.size == 32
     assert prediction_task(LESSONS["tiny"].training, size=32).batch(0, 0, 0).frames.shape[-1] == 32
 
 

@@ -13,9 +13,9 @@ from stremn.data.strollers import StrollersConfig, strollers
 from stremn.data.video import VideoFile, VideoWriter, open_source
 from stremn.data.vos import VideoFolder, read_frame, to_pixels
 from stremn.forecasting import PredictionTraining, predict_clips
-from stremn.foresee import (Wants, as_csv, check_room, dream, film_of, find_predictor, gather, judge, names_after,
+from stremn.foresee import (Wants, as_csv, dream, film_of, find_predictor, gather, judge, names_after,
                             panel, predict_source, stretch, wants)
-from stremn.infer import all_or_nothing
+from stremn.infer import all_or_nothing, check_goal
 from stremn.memory.bank import BankConfig
 from stremn.memory.rules import RULES
 from stremn.models.hub import save_weights
@@ -334,7 +334,7 @@ def test_nothing_is_overwritten_that_is_not_ours(tmp_path, model, film):
     assert before == {p.name: p.read_bytes() for p in out.iterdir()} and len(list(source.iterdir())) == 12
     (out / "thesis.tex").write_text("my life")
     refused("thesis.tex", run, model, source, out, overwrite=True)
-    check_room(tmp_path / "new", False, None)
+    check_goal(tmp_path / "new", False)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["f", "film.mp4", "o"]
 
 

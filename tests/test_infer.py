@@ -14,8 +14,8 @@ from PIL import Image
 from stremn.core import StremnError, make_generator
 from stremn.data.clips import collate, one_hot_objects
 from stremn.data.synthetic import ChameleonConfig, chameleon
-from stremn.data.video import VideoFile, VideoWriter
-from stremn.data.vos import read_mask
+from stremn.data.video import VideoFile, VideoWriter, open_source
+from stremn.data.vos import read_mask, write_mask
 from stremn.infer import (Held, VideoSegmenter, as_frame, as_labels, borrowed, explain, label_map, merge_known,
                           segment_source)
 from stremn.memory.bank import BankConfig
@@ -434,6 +434,18 @@ def test_whatever_goes_wrong_leaves_no_folder(tmp_path, model, clip):
     refused("found none", segment_source, VideoSegmenter(model), [], clip.masks[0], tmp_path / "o", progress=False)
     refused("mask", segment_source, VideoSegmenter(model), stream(clip), None, tmp_path / "o", progress=False)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_frames_are_not_replaced_by_their_masks(tmp_path, model, clip):
+    for t in range(3):
+        (tmp_path / "frames").mkdir(exist_ok=True)
+        write_mask(tmp_path / f"frames/{t}.png", clip.masks[t])
+    before = {p.name: p.read_bytes() for p in (tmp_path / "frames").iterdir()}
+    source = open_source(tmp_path / "frames")
+    for goal in ("frames", "frames/../frames", "."):
+        refused("another folder than that of the source", segment_source, VideoSegmenter(model), source, clip.masks[0],
+                tmp_path / goal, overwrite=True, progress=False)
+    assert before == {p.name: p.read_bytes() for p in (tmp_path / "frames").iterdir()}
 
 
 def test_nothing_is_overwritten_that_is_not_ours(tmp_path, model, clip):
