@@ -138,7 +138,7 @@ class PredictionTask:
         error = (out[:,-coming.shape[1]:].detach()-coming).square().mean((2, 3, 4)).clamp(min=1e-10)     # (V,N)
         return loss,{"psnr":float(-10*error.log10().mean())}
 
-# %% ../nbs/59_forecasting.ipynb #9be90634
+# %% ../nbs/59_forecasting.ipynb #6210d3c4
 def average_weights(
     networks:Sequence[nn.Module], # Of one kind and config
 )->nn.Module:                     # Their mean, in evaluation mode
@@ -160,6 +160,9 @@ def predict_clips(
 )->Tensor:             # (N,future,C,H,W) on the CPU
     "Predictions of many clips, in evaluation mode."
     device,memory = next((p.device for p in model.parameters()), torch.device("cpu")),isinstance(model, PredictionModel)
+    check(len(frames)>0, "frames: expected at least one clip, found none")
+    check(slots in (None, "default") or type(slots) is int and slots>=0,
+          f"slots: expected a number from 0 on, None or 'default', found {slots!r}")
     check(memory or policy is None and slots=="default",
           f"policy, slots: expected none for {type(model).__name__}, found {policy}, {slots}")
     def run(i): return model(frames[i:i+batch].to(device), future, generator=make_generator(seed+i)).cpu()
@@ -204,7 +207,7 @@ def snapshot(
         save_weights(network, path, {"ssim":ssim, "step":stop}, task.name)
     return load(path)
 
-# %% ../nbs/59_forecasting.ipynb #d9965f82
+# %% ../nbs/59_forecasting.ipynb #e6c7c6f7
 def fit_averaged(
     task:PredictionTask,  # What to learn
     config:FitConfig,     # How
@@ -217,6 +220,8 @@ def fit_averaged(
 )->Path:                  # The averaged weights
     "Train, and average the snapshots with the highest SSIM (Sec. 4.2); in one process. A run that was killed goes on."
     check(1<=keep<=snapshots, f"keep: expected 1 to {snapshots} snapshots, found {keep}")
+    check(steps_taken(Path(out)) or not list(Path(out).glob("step-*")),
+          f"{out}: expected a run with its last.safetensors, found snapshots alone")
     out,half = Path(out),task.steps//2
     stops = sorted({half+round((task.steps-half)*(i+1)/snapshots) for i in range(snapshots)}-{0})
     if steps_taken(out): Run(task, config, out, device)                          # refuses the folder of another run
@@ -244,11 +249,12 @@ class PredictionProtocol:
     seed:int=0                     # Of the policies that draw lots
     clip:StrollersConfig=StrollersConfig(people=TEST_PEOPLE) # Its length is set
 
-# %% ../nbs/59_forecasting.ipynb #75332cc7
+# %% ../nbs/59_forecasting.ipynb #a793d31d
 def clips_to_test(
     c:PredictionProtocol, # Which
 )->tuple[Tensor,list[str]]: # (n,M+N,C,H,W); their names
     "The Strollers of a test."
+    check(c.protocol=="tiny", f"protocol: expected tiny, or the clips of {c.protocol}, found no clips")
     clips = strollers_batch(range(c.first, c.first+c.clips), replace(c.clip, frames=c.observed+c.future))
     return torch.stack([clip.frames for clip in clips]),[clip.name for clip in clips]
 
@@ -266,7 +272,8 @@ def measure_prediction(
     scores = score_frames(found, frames[:,c.observed:], c.convention, c.metrics)
     parts = {n:[i for i,other in enumerate(names) if other==n] for n in names}   # windows of one film count as one
     each = {m:{n:float(s.per_clip[i].mean()) for n,i in parts.items()} for m,s in scores.items()}
-    config = plain(c) | {"training":plain(getattr(model, "card", {}).get("config", {})),
+    card = getattr(model, "card", {})
+    config = plain(c) | {"training":plain(card.get("config", {})), "trained_seconds":card.get("seconds"),
                          "parameters":sum(p.numel() for p in model.parameters())}
     device = device_name(next((p.device for p in model.parameters()), "cpu"))
     means = {m:sum(of.values())/len(of) for m,of in each.items()}

@@ -438,3 +438,11 @@ def test_train_prediction_goes_on(work, capsys, monkeypatch):
     assert (status, len(err)) == (2, 1) and "--network" in err[0]
     status, out, err = stremn_main(capsys, "train", "vos", "--out", "v", "--protocol", "kth")
     assert (status, len(err)) == (2, 1) and "--protocol: expected tiny, small, paper" in err[0]
+
+
+def test_a_mask_is_not_deleted_by_what_it_starts(work, weights, capsys):
+    (work / "o").mkdir()
+    (work / "o/first.png").write_bytes((work / "first.png").read_bytes())
+    before = tree(work)
+    status, _, err = segment(capsys, weights, "frames", "--overwrite", mask="o/first.png", out="o")
+    assert status == 2 and "another folder than that of the mask" in err[0] and tree(work) == before

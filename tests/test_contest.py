@@ -37,7 +37,7 @@ def little(monkeypatch):
     return test
 
 
-@pytest.mark.parametrize("protocol", LESSONS)
+@pytest.mark.parametrize("protocol", ["tiny", "small"])
 @pytest.mark.parametrize("name", CONTESTANTS)
 def test_everybody_gets_the_same_but_the_steps(protocol, name):
     ours, theirs = lesson_of("prediction", protocol, 3), lesson_of(name, protocol, 3)
@@ -95,6 +95,21 @@ def test_trained_once_found_afterwards(little, tmp_path, monkeypatch):
         assert torch.equal(a, b)
 
 
+def test_other_weights_and_records_do_not_pass(little, tmp_path, monkeypatch):
+    run = (tmp_path / "out", tmp_path / "runs")
+    run_contest("t5-tiny", *run, seeds=(0,), only=("convlstm",), device="cpu", progress=False)
+    entry = next(e for e in CONTESTS["t5-tiny"] if e.name == "convlstm")
+    assert is_measured("t5-tiny", entry, 0, run[0])
+    monkeypatch.setitem(LESSONS, "tiny", replace(LESSONS["tiny"], fit=replace(FAST, save_every=9)))
+    assert is_measured("t5-tiny", entry, 0, run[0])                   # how often it is saved changes nothing
+    monkeypatch.setitem(LESSONS, "tiny", replace(LESSONS["tiny"], fit=replace(FAST, lr=.1)))
+    assert not is_measured("t5-tiny", entry, 0, run[0])
+    refused("expected weights of today's convlstm", predictor, "convlstm", 0, run[1], device="cpu", progress=False)
+    task = prediction_task(lesson_of("convlstm").training)
+    (run[1] / "tiny-convlstm-s0/last.safetensors").unlink()
+    refused("found snapshots alone", forecasting.fit_averaged, task, FAST, run[1] / "tiny-convlstm-s0", progress=False)
+
+
 def test_windows_of_one_film_count_as_one(little):
     frames = torch.rand(4, 7, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     model = PredictionModel(NET).eval()
@@ -132,5 +147,9 @@ def test_refusals(tmp_path):
     refused("network: expected one of", lesson_of, "transformer")
     refused("protocol: expected one of", lesson_of, "simvp", "huge")
     refused("unknown study 't9'", run_contest, "t9", tmp_path)
+    for protocol in ("kth", "h36m", "mmnist"):
+        refused(f"at the size of {protocol}, found simvp", lesson_of, "simvp", protocol)
+        assert not lesson_of("prediction-without", protocol).training.model.memory
+    refused("found no clips", forecasting.measure_prediction, PredictionProtocol(protocol="kth", weights="copy"))
     assert isinstance(prediction_task(lesson_of("simvp", "tiny").training).build(), SimVP)
     assert not list(Path(tmp_path).iterdir())
