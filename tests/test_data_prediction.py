@@ -1,5 +1,7 @@
 """Films to predict: windows against the published loaders' walks, official trees, the real clips, refusals."""
 import gzip
+import shlex
+from dataclasses import replace
 
 import av
 import numpy as np
@@ -9,11 +11,11 @@ from PIL import Image
 
 from refusals import refused
 from stremn.core import StremnError
-from stremn.data.prediction import (FILM_PROTOCOLS, GREY, Film, FilmProtocol, action_films, bounce, count_windows,
-                                    describe_prediction, each_window, film_protocol, film_windows, find_trees,
-                                    folder_films, human_films, kth_films, moving_digits, prepare, read_digits,
-                                    read_film, read_moving, read_sequences, runs, spread, training_films,
-                                    window_starts, windows_to_test)
+from stremn.data.prediction import (FILM_DATA, FILM_PROTOCOLS, GREY, KTH_ABSENT, KTH_ACTIONS, Film, FilmProtocol,
+                                    action_films, bounce, count_windows, describe_prediction, each_window,
+                                    film_protocol, film_windows, find_tree, find_trees, folder_films, human_films,
+                                    kth_films, moving_digits, prepare, read_digits, read_film, read_moving,
+                                    read_sequences, runs, spread, training_films, window_starts, windows_to_test)
 from stremn.data.video import VideoWriter
 from stremn.forecasting import PredictionStage, PredictionTask, PredictionTraining
 from stremn.models.prediction import PredictionConfig
@@ -324,6 +326,23 @@ def test_stored_sequences(tmp_path):
     refused("found no readable .npy", read_moving, tmp_path / "mnist_test_seq.npy")
 
 
+def test_moving_digits_obey_the_size(tmp_path):
+    digits = digits_file(tmp_path / "train-images-idx3-ubyte")
+    wide = replace(film_protocol("mmnist"), size=96)
+    for split, salt in (("train", 0), ("choose", 1)):
+        films, _ = training_films(tmp_path, wide, split, limit=2)
+        for i, film in enumerate(films):
+            assert film.shape == (20, 1, 96, 96)
+            assert torch.equal(film, moving_digits(digits, np.random.default_rng([salt, i]), 20, size=96))
+    corners = torch.cat(training_films(tmp_path, wide, limit=20)[0])
+    assert corners[..., 64:, :].any() and corners[..., 64:].any()                  # they use the whole canvas
+    refused("size: expected more than 28, found 28", training_films, tmp_path, replace(wide, size=28), limit=1)
+    np.save(tmp_path / "mnist_test_seq.npy", np.zeros((20, 3, 64, 64), np.uint8))
+    assert windows_to_test(tmp_path, "mmnist")[0].shape == (3, 20, 1, 64, 64)
+    refused(["size: expected 64, the side of the frames in", "mnist_test_seq.npy, found 96"], windows_to_test, tmp_path,
+            wide)
+
+
 def test_broken_digits(tmp_path):
     path = tmp_path / "train-images-idx3-ubyte.gz"
     digits_file(path)
@@ -358,6 +377,76 @@ def test_any_folder(tmp_path):
     refused("found a file", folder_films, tmp_path / "notes.txt")
 
 
+def test_films_of_a_folder_have_names_of_their_own(tmp_path):
+    for i in range(1, 12):
+        (tmp_path / f"walk.{i:02}").mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / f"walk.{i:02}" / "1.png")
+    mp4(tmp_path / "a.mp4", 3)
+    (tmp_path / "empty.avi").mkdir()                                               # a folder without images: no film
+    walks = [f"walk.{i:02}" for i in range(1, 12)]
+    assert [f.name for f in folder_films(tmp_path)] == ["a", *walks]
+    for other in ("a", "a.mkv"):
+        (tmp_path / other).mkdir() if other == "a" else mp4(tmp_path / "b.mp4", 3).rename(tmp_path / other)
+        Image.new("RGB", (8, 8)).save(tmp_path / "a" / "1.png")
+        found = folder_films(tmp_path)
+        assert len({f.name for f in found}) == len(found) and {"a", "a.mp4", other, *walks} == {f.name for f in found}
+    assert all(f.name == (f.source if f.name.startswith("a.") else f.source[0].parent).name for f in found)
+    for part in ("train", "test"):
+        mp4(tmp_path / "own" / part / "a.mp4", 3)
+    mp4(tmp_path / "own" / "test" / "a.avi.mp4", 3).rename(tmp_path / "own" / "test" / "a.avi")
+    assert [f.name for f in folder_films(tmp_path / "own")] == ["train/a", "test/a.avi", "test/a.mp4"]
+
+
+def test_commands_are_given_where_training_would_not_refuse(tmp_path):
+    root = tmp_path / "all of it"
+    names = [(a, f"person{p:02}_{a}_d{d}") for p in range(1, 26) for a in KTH_ACTIONS for d in range(1, 5)]
+    for action, name in names:
+        if name != KTH_ABSENT:
+            (root / "kth" / action / f"{name}_uncomp").mkdir(parents=True)
+            (root / "kth" / action / f"{name}_uncomp" / "image_0001.jpg").touch()
+
+    def commands(dataset="KTH"):
+        return {r.split: shlex.split(r.next) for r in describe_prediction(root) if r.dataset == dataset}
+    train = ["stremn", "train", "prediction", "--protocol", "kth", "--data", str(root / "kth"), "--out", "run"]
+    assert commands() == {"train": train, "test": []} and len(kth_films(train[6])) == 599
+    film = root / "kth" / "boxing" / "person25_boxing_d4_uncomp"                   # a test film: training refuses, too
+    film.rename(tmp_path / "away")
+    assert commands() == {"train": [], "test": []}
+    refused("expected KTH's 599 films, found 598", kth_films, root)
+    film.with_suffix(".avi").touch()                                               # a video, and no list of frames
+    assert commands() == {"train": [], "test": []}
+    refused("expected KTH's 00sequences.txt", kth_films, root)
+    (root / "kth" / "sequences").mkdir()
+    (root / "kth" / "sequences" / "00sequences.txt").write_text("person25_boxing_d4 frames 1-2")
+    assert commands() == {"train": train, "test": []}
+
+
+def test_commands_for_moving_mnist(tmp_path, monkeypatch):
+    np.save(tmp_path / "mnist_test_seq.npy", np.zeros((20, 4, 64, 64), np.uint8))
+    monkeypatch.setitem(FILM_DATA, ("Moving MNIST", "test"), (4, "mmnist"))
+    monkeypatch.setitem(FILM_DATA, ("Moving MNIST", "train"), (5, "mmnist"))
+    assert not any(r.next for r in describe_prediction(tmp_path))                  # nothing to learn from
+    for part in ("b", "a"):
+        (tmp_path / part).mkdir()
+        digits_file(tmp_path / part / "train-images-idx3-ubyte")
+    row = next(r for r in describe_prediction(tmp_path) if r.dataset == "Moving MNIST" and r.split == "train")
+    assert (row.where, row.found) == (".", 5)                                      # the readers look below it, too
+    assert row.next == f"stremn train prediction --protocol mmnist --data {shlex.quote(str(tmp_path))} --out run"
+    assert len(training_films(shlex.split(row.next)[6], "mmnist", limit=1)[0]) == 1
+    monkeypatch.setitem(FILM_DATA, ("Moving MNIST", "train"), (6, "mmnist"))
+    assert not any(r.next for r in describe_prediction(tmp_path))                  # five of six
+
+
+def test_the_nearest_of_equal_trees_is_named(tmp_path):
+    for where in ("a/deep", "b", "c"):
+        kth(tmp_path / where, {(1, "boxing"): 5})
+    row = next(r for r in describe_prediction(tmp_path) if r.found)
+    assert row.where == "b" and find_tree(tmp_path, "KTH") == tmp_path / "b"
+    kth(tmp_path / "c", {(1, "boxing"): 5, (2, "boxing"): 5})
+    row = next(r for r in describe_prediction(tmp_path) if r.found)
+    assert (row.where, row.found) == ("c", 2)                                      # the fullest
+
+
 def test_inventory(tmp_path):
     kth(tmp_path / "a" / "kth", {(1, "boxing"): 5, (16, "walking"): 5, (25, "boxing"): 5})
     (tmp_path / "b.v1").mkdir()
@@ -366,8 +455,7 @@ def test_inventory(tmp_path):
     rows = {(r.dataset, r.split): r for r in describe_prediction(tmp_path)}
     assert rows["KTH", "train"].found == 2                       # what lies beside a file of digits is found too
     assert (rows["Moving MNIST", "train"].found, rows["Moving MNIST", "train"].where) == (5, ".")
-    command = f"stremn train prediction --protocol mmnist --data {tmp_path} --out run"
-    assert rows["Moving MNIST", "train"].next == command
+    assert not any(r.next for r in rows.values())                # nothing is whole: training would refuse
     (tmp_path / "train-images-idx3-ubyte.gz").unlink()
     rows = {(r.dataset, r.split): r for r in describe_prediction(tmp_path)}
     assert {k: (r.found, r.expected) for k, r in rows.items()} == {
