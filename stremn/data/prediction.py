@@ -602,6 +602,7 @@ def _film_counts(
     groups = [entry[0] for entry in entries.values()]
     return {"train":sum(g in p.train for g in groups), "test":sum(g in p.test for g in groups)}
 
+# %% ../../nbs/19_data.prediction.ipynb #5d1c9e07
 def describe_prediction(
     root:Path|str, # Folder that holds data sets, or one of them
 )->list[DataRow]:  # What was found, then what is official and was not
