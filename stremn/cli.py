@@ -398,7 +398,7 @@ class Train(Training):
             done = train_parts(parts, self.data, self.out, self.device, self.start, progress=not self.quiet)
         tell_done(sum(p.steps for p in parts), before, done)
 
-# %% ../nbs/65_cli.ipynb #439354d8
+# %% ../nbs/65_cli.ipynb #1a34b60a
 @dataclass
 class Foretelling:
     "Options of whatever predicts: which network, which frames, which memory."
@@ -412,8 +412,9 @@ class Foretelling:
     "Frames to skip before."
     size:Annotated[int|None, tyro.conf.arg(metavar="PIXELS")] = None
     "Height and width the network sees; the default is what it was trained with."
-    view:Literal["square", "whole"] = "square"
-    "square: the middle of each frame is cut out; whole: all of it is squeezed into a square."
+    view:Literal["default", "square", "whole", "half"] = "default"
+    """square: the middle of each frame is cut out; half: the middle half of each side; whole: all of it, squeezed into
+    a square; the default is what the network was trained with."""
     policy:Name = "default"
     "Rule that picks the slot to replace (see: stremn segment --help), or the weights' own."
     slots:Count = "default"
@@ -423,7 +424,7 @@ class Foretelling:
     quiet:Flag = False
     "No progress bar."
 
-# %% ../nbs/65_cli.ipynb #5c2c68e1
+# %% ../nbs/65_cli.ipynb #5adf225b
 @dataclass
 class Predict(Foretelling):
     """Predict the frames of a video that come next.
@@ -443,7 +444,8 @@ class Predict(Foretelling):
         from stremn.foresee import predict_source
         with no_traces(self.out):
             done = predict_source(
-                self.weights, self.source, self.out, self.observe, self.frames, self.start_frame, self.size, self.view,
+                self.weights, self.source, self.out, self.observe, self.frames, self.start_frame, self.size,
+                None if self.view=="default" else self.view,
                 None if self.policy=="default" else self.policy, slots_of(self.slots, 0), self.device,
                 video=self.video, overwrite=self.overwrite, progress=not self.quiet)
         print(done.summary)

@@ -7,7 +7,7 @@ __all__ = ['SIZE', 'OBSERVED', 'NUMBERED', 'WHITE', 'ORANGE', 'Wants', 'wants', 
            'names_after', 'Dream', 'dream', 'judge', 'as_csv', 'panel', 'film_of', 'check_task', 'Foretold',
            'write_dream', 'predict_source']
 
-# %% ../nbs/64_foresee.ipynb #2456e537
+# %% ../nbs/64_foresee.ipynb #8b19a7ea
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .core import StremnError, check, pick_device
-from .data.prediction import prepare
+from .data.prediction import FILM_PROTOCOLS, prepare
 from .data.video import VideoWriter, open_source
 from .data.vos import VideoFolder, to_pixels
 from .forecasting import kind_of, predict_clips
@@ -31,7 +31,7 @@ from .models.hub import load
 from .models.prediction import PredictionModel, VideoPredictor, stacked, under_policy
 from .models.recurrent import BASELINES, ConstantVelocity, CopyLast
 
-# %% ../nbs/64_foresee.ipynb #572cf08f
+# %% ../nbs/64_foresee.ipynb #f24c057f
 SIZE,OBSERVED = 64,10 # Where no card says
 
 class Wants(NamedTuple):
@@ -41,6 +41,8 @@ class Wants(NamedTuple):
     observed:int # Frames it saw when it learned, M
     multiple:int # Height and width are multiples of this
     least:int    # Fewest frames to go on from
+    view:str="square"    # What became the square when it learned, as in `prepare`
+    antialias:bool=True  # Were frames averaged when they were shrunk?
 
 def wants(
     model:nn.Module, # Any network of notebooks 41 and 43
@@ -49,12 +51,14 @@ def wants(
     config,plain = getattr(model, "config", None),isinstance(model, CopyLast|ConstantVelocity)
     check(plain or config is not None, f"model: expected a predicting network, found {type(model).__name__}")
     if not plain: kind_of(config)
-    card = (getattr(model, "card", None) or {}).get("config") or {}
+    card = ((getattr(model, "card", None) or {}).get("config") or {}).get("task") or {} # as `fit` leaves it
+    films = FILM_PROTOCOLS.get(card.get("protocol"))
     least = getattr(config, "observed", 2 if isinstance(model, ConstantVelocity) else 1)
     multiple = (getattr(config, "multiple", None) or getattr(config, "patch", None) or
                 prod(getattr(config, "strides", (1,))))
     return Wants(getattr(config, "channels", 3), (card.get("clip") or {}).get("size", SIZE),
-                 max(least, card.get("observed", OBSERVED)), multiple, least)
+                 max(least, card.get("observed", OBSERVED)), multiple, least,
+                 films.view if films else "square", films.antialias if films else True)
 
 def find_predictor(
     model:nn.Module|str|Path, # Network; what `stremn.load` accepts; or "copy" or "velocity", which have no weights
@@ -64,7 +68,7 @@ def find_predictor(
     if isinstance(model, nn.Module): return model.to(pick_device(device))
     return BASELINES[model]() if model in ("copy", "velocity") else load(model, device)
 
-# %% ../nbs/64_foresee.ipynb #fb378ce7
+# %% ../nbs/64_foresee.ipynb #b76a7ac7
 def stretch(
     source:Iterable, # Yields (name, frame, mask or None): a VideoFolder, a VideoFile, or a list of yours
     start:int,       # Frames to skip
@@ -82,6 +86,7 @@ def gather(
     size:int,        # S
     channels:int,    # C
     view:str="square", # As in `prepare`: "square" the middle one, "whole" all of it, squeezed
+    antialias:bool=True, # Average when shrinking?
 )->tuple[list[str],Tensor]: # Names; (T,C,S,S) float32 in [0,1]
     "Frames as a network wants them, with their names."
     names,frames,first,where = [],[],None,getattr(source, "path", "source")
@@ -97,7 +102,7 @@ def gather(
         check(fit, f"{where}: expected names of frames that can name files, found {name!r}")
         check(name not in names, f"{where}, frame {name}: expected frames of different names, found this one twice")
         names.append(name)
-        frames.append(prepare(frame, size, channels, view))
+        frames.append(prepare(frame, size, channels, view, antialias))
     return names,torch.stack(frames).float()/255 if frames else torch.zeros(0, channels, size, size)
 
 # %% ../nbs/64_foresee.ipynb #acdeda84
@@ -156,7 +161,7 @@ def dream(
                 bar.update()
     return Dream(torch.cat(out), held[1:])                                       # at frame 0 nothing was written yet
 
-# %% ../nbs/64_foresee.ipynb #37346982
+# %% ../nbs/64_foresee.ipynb #7883a245
 def judge(
     found:Tensor,   # (N,C,S,S) predicted frames
     last:Tensor,    # (C,S,S) the last seen frame
@@ -176,7 +181,7 @@ def as_csv(
     "One line for each frame."
     lines = [",".join(["frame", *scores])]
     for name,*row in zip(names, *scores.values()):
-        quoted = f'"{name}"' if set(name)&set(', "') else name
+        quoted = '"'+name.replace('"', '""')+'"' if set(name)&set(', "') else name
         lines.append(",".join([quoted, *[f"{x:.6g}" for x in row]]))
     return "\n".join(lines)+"\n"
 
@@ -279,7 +284,7 @@ def write_dream(
         film.write(first)
         for picture in pictures: film.write(picture)
 
-# %% ../nbs/64_foresee.ipynb #d40f90ad
+# %% ../nbs/64_foresee.ipynb #979c261a
 def predict_source(
     model:nn.Module|str|Path, # Network; what `stremn.load` accepts; or "copy" or "velocity"
     source:Path|str|Iterable, # Video file or folder of frames; or yields (name, frame, mask or None)
@@ -288,7 +293,7 @@ def predict_source(
     frames:int=20,            # N, frames to predict
     start:int=0,              # Frames to skip before
     size:int|None=None,       # S, height and width the network sees; None: as in training, or 64
-    view:str="square",        # "square": the middle one is cut out; "whole": all is squeezed into one
+    view:str|None=None,       # "square": the middle one is cut out; "whole": all is squeezed into one; None: as in training
     policy=None,              # Rule that picks the slot to replace; None: the network's own
     slots:int|None|str="default", # K; 0: no memory; None: never forget; "default": the network's own
     device:str="cpu",         # "cpu", "cuda" or "auto"
@@ -307,7 +312,7 @@ def predict_source(
     w = wants(model)
     M,S = w.observed if observe is None else observe,w.size if size is None else size
     check_task(w, name, M, frames, start, S)
-    names,clip = gather(source, start, M+frames, S, w.channels, view)
+    names,clip = gather(source, start, M+frames, S, w.channels, view or w.view, w.antialias)
     check(len(names)>=M, f"{where or 'source'}: expected {M} frames to watch from frame {start} on, found {len(names)}")
     seen,true = clip[:M],clip[M:]
     found = dream(model, seen, frames, policy, slots, seed, progress)

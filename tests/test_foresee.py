@@ -12,7 +12,7 @@ from stremn.core import make_generator, plain
 from stremn.data.strollers import StrollersConfig, strollers
 from stremn.data.video import VideoFile, VideoWriter, open_source
 from stremn.data.vos import VideoFolder, read_frame, to_pixels
-from stremn.forecasting import PredictionTraining, predict_clips
+from stremn.forecasting import PredictionStage, PredictionTask, PredictionTraining, predict_clips
 from stremn.foresee import (Wants, as_csv, dream, film_of, find_predictor, gather, judge, names_after,
                             panel, predict_source, stretch, wants)
 from stremn.infer import all_or_nothing, check_goal
@@ -23,6 +23,7 @@ from stremn.models.prediction import PredictionConfig, PredictionModel
 from stremn.models.recurrent import (ConstantVelocity, ConvLSTM, ConvLSTMConfig, CopyLast, PredRNN, PredRNNConfig,
                                      SimVP, SimVPConfig)
 from stremn.models.vos import VOSModel
+from stremn.train import FitConfig, fit
 from refusals import refused
 
 BANK = BankConfig(memory_channels=6, query_channels=6, key_channels=4, value_channels=5, update_channels=3, slots=3,
@@ -67,8 +68,21 @@ def test_configs_and_cards_are_read(model, tmp_path):
     assert wants(ConvLSTM(ConvLSTMConfig(channels=3, patch=2, hidden=2, layers=1))) == Wants(3, 64, 10, 2, 1)
     assert wants(SimVP(SimVPConfig(observed=12))) == Wants(1, 64, 12, 4, 12)
     training = PredictionTraining(SMALL, observed=6, clip=StrollersConfig(size=32))
-    path = save_weights(model, tmp_path / "net.safetensors", {"config": plain(training)}, "prediction")
+    path = save_weights(model, tmp_path / "net.safetensors", {"config": {"task": plain(training)}}, "prediction")
     assert wants(find_predictor(path)) == wants(find_predictor(str(path))) == Wants(1, 32, 6, 4, 1)
+    for protocol, view, smooth in (("kth", "whole", False), ("h36m", "half", False), ("small", "square", True)):
+        card = {"config": {"task": plain(replace(training, protocol=protocol))}}
+        save_weights(model, path, card, "prediction")
+        assert wants(find_predictor(path)) == Wants(1, 32, 6, 4, 1, view, smooth)
+
+
+def test_what_was_trained_is_predicted_as_it_was_trained(tmp_path, film):
+    "A card as `fit` leaves it, all the way."
+    training = PredictionTraining(SMALL, observed=3, stages=(PredictionStage(1, 1, 1),), clip=StrollersConfig(size=16))
+    weights = fit(PredictionTask(training), FitConfig(warmup=1), tmp_path / "run", "cpu", progress=False)
+    assert wants(find_predictor(weights)) == Wants(1, 16, 3, 4, 1)
+    done = predict_source(weights, folder_of(tmp_path / "f", film), tmp_path / "o", frames=1, progress=False)
+    assert len(done.seen) == 3 and read_frame(tmp_path / f"o/{done.names[0]}.png").shape[1:] == (16, 16)
     assert isinstance(find_predictor("copy"), CopyLast)
 
 
