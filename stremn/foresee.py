@@ -284,7 +284,7 @@ def write_dream(
         film.write(first)
         for picture in pictures: film.write(picture)
 
-# %% ../nbs/64_foresee.ipynb #979c261a
+# %% ../nbs/64_foresee.ipynb #45ce21c6
 def predict_source(
     model:nn.Module|str|Path, # Network; what `stremn.load` accepts; or "copy" or "velocity"
     source:Path|str|Iterable, # Video file or folder of frames; or yields (name, frame, mask or None)
@@ -293,7 +293,7 @@ def predict_source(
     frames:int=20,            # N, frames to predict
     start:int=0,              # Frames to skip before
     size:int|None=None,       # S, height and width the network sees; None: as in training, or 64
-    view:str|None=None,       # "square": the middle one is cut out; "whole": all is squeezed into one; None: as in training
+    view:str|None=None,       # As in `prepare`: "square", "whole" or "half"; None: as in training
     policy=None,              # Rule that picks the slot to replace; None: the network's own
     slots:int|None|str="default", # K; 0: no memory; None: never forget; "default": the network's own
     device:str="cpu",         # "cpu", "cuda" or "auto"
