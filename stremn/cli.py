@@ -101,7 +101,7 @@ def check_mask(
                                       f"found {found_w}x{found_h}")
     check(bool((mask>0).any()), f"{where}: expected at least one object, found only background")
 
-# %% ../nbs/65_cli.ipynb #ca7de45c
+# %% ../nbs/65_cli.ipynb #5c68c9e0
 @dataclass
 class Segment(Memory):
     """Follow the objects of the first frame's mask through a video.
@@ -120,13 +120,11 @@ class Segment(Memory):
 
     def run(self)->None:
         "Segment, and say what was written and what the memory holds at the end."
-        from stremn.core import check
         from stremn.data.video import open_source
         from stremn.data.vos import read_mask
-        from stremn.infer import segment_source
+        from stremn.infer import check_apart, segment_source
         segmenter,source,mask = self.segmenter(),open_source(self.source),read_mask(self.mask)
-        check(self.out.resolve() not in self.mask.resolve().parents,
-              f"{self.out}: expected another folder than that of the mask, found {self.mask} in it")
+        check_apart(self.out, self.mask, "mask")
         check_mask(mask, source.size, self.mask, self.source)
         with no_traces(self.out):
             done = segment_source(segmenter, source, mask, self.out, video=self.video, overwrite=self.overwrite,

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['HELD', 'SETS', 'EPOCH', 'PROTOCOLS', 'KeptVideos', 'in_front', 'Videos', 'RealStage', 'RealTraining', 'where_is',
            'training_videos', 'with_imagenet', 'Sources', 'RealTask', 'Part', 'tiny_parts', 'small_parts',
-           'paper_parts', 'shortened', 'with_options', 'train_parts', 'Noise', 'peak_bytes', 'dry_run']
+           'paper_parts', 'shortened', 'with_options', 'train_parts', 'Noise', 'peak_bytes', 'dry_steps', 'dry_run']
 
-# %% ../nbs/57_curriculum.ipynb #a665d80d
+# %% ../nbs/57_curriculum.ipynb #0e313858
 import resource
 import sys
 import tempfile
@@ -24,9 +24,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .core import Record, StremnError, check, device_name, make_generator, plain
 from .data.clips import Batch, Clip, collate, sample_indices
-from stremn.data.stills import (
-    VIDEO_CHANGE, ChangeConfig, StillConfig, StillFolder, Stills, affine, change_clip, choose_objects, look_up, paste,
-    sampling_grid)
+from .data.stills import VIDEO_CHANGE, ChangeConfig, StillConfig, StillFolder, Stills
+from .data.stills import affine, change_clip, choose_objects, look_up, paste, sampling_grid
 from .data.vos import DAVIS, DataRow, VideoFolder, describe_data
 from .data.youtube import YouTubeVOS
 from .models.hub import load
@@ -36,7 +35,7 @@ from .models.vos import VOSConfig, VOSModel, paper_vos
 from .nets.efficientnet import lite_weights
 from .nets.resnet import imagenet_weights
 from .train import (
-    ChameleonTask, ChameleonTraining, FitConfig, Run, begin_with, clip_loss, fit, shorten, stage_of, take_step)
+    ChameleonTask, ChameleonTraining, FitConfig, Run, Task, begin_with, clip_loss, fit, shorten, stage_of, take_step)
 
 # %% ../nbs/57_curriculum.ipynb #d268b11e
 class KeptVideos:
@@ -356,7 +355,30 @@ def peak_bytes(
     if device.type=="cuda": return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*(1 if sys.platform=="darwin" else 1024)
 
-# %% ../nbs/57_curriculum.ipynb #e7aca452
+# %% ../nbs/57_curriculum.ipynb #9fe999c3
+def dry_steps(
+    task:Task,          # Of two steps, on noise
+    config:FitConfig,   # How
+    name:str,           # Of the record
+    about:dict,         # Its config; "steps": of the whole run
+    device:str="auto",  # "cpu" keeps off the GPU
+)->Record:              # seconds, operations (one a multiply-add) and peak bytes of one step, seconds of the whole run
+    "Take two real steps: the first warms up and is counted, the second is timed."
+    with tempfile.TemporaryDirectory() as folder:
+        run,seconds = Run(task, config, Path(folder), device),[]
+        where = run.accelerator.device
+        for step in range(2):
+            batch,began = task.batch(step, 0, config.seed),time.perf_counter()
+            with FlopCounterMode(display=False) if step==0 else nullcontext() as count:
+                numbers = take_step(run, step, batch)
+            if where.type=="cuda": torch.cuda.synchronize(where)
+            seconds.append(time.perf_counter()-began)
+            if step==0: operations = count.get_total_flops()/2
+    metrics = {"seconds":seconds[1], "operations":operations, "bytes":peak_bytes(where),
+               "whole":about["steps"]*seconds[1], "loss":numbers["loss"]}
+    return Record(name, metrics, plain(about), config.seed, sum(seconds), device=device_name(where))
+
+# %% ../nbs/57_curriculum.ipynb #7b443b24
 def dry_run(
     part:Part,          # Of a protocol
     device:str="auto",  # "cpu" keeps off the GPU
@@ -365,18 +387,5 @@ def dry_run(
     "Take one real step on noise: does it fit, how long does it take?"
     check(isinstance(part.training, RealTraining), "dry run: expected the protocol small or paper, found tiny")
     chosen = replace(part.training, stages=(part.training.stages[stage],)*2)
-    with tempfile.TemporaryDirectory() as folder:
-        run = Run(Noise(chosen), part.fit, Path(folder), device)
-        where,seconds = run.accelerator.device,[]
-        for step in range(2):                                                        # the first one warms up
-            batch,began = run.task.batch(step, 0, part.fit.seed),time.perf_counter()
-            with FlopCounterMode(display=False) if step==0 else nullcontext() as count:
-                numbers = take_step(run, step, batch)
-            if where.type=="cuda": torch.cuda.synchronize(where)
-            seconds.append(time.perf_counter()-began)
-            if step==0: operations = count.get_total_flops()/2
-    metrics = {"seconds":seconds[1], "operations":operations, "bytes":peak_bytes(where), "whole":part.steps*seconds[1]}
-    config = plain({"protocol":chosen.protocol, "training":chosen, "fit":part.fit, "steps":part.steps})
-    name = f"dry-{part.name or part.training.protocol}"
-    metrics["loss"] = numbers["loss"]
-    return Record(name, metrics, config, part.fit.seed, sum(seconds), device=device_name(where))
+    config = {"protocol":chosen.protocol, "training":chosen, "fit":part.fit, "steps":part.steps}
+    return dry_steps(Noise(chosen), part.fit, f"dry-{part.name or part.training.protocol}", config, device)

@@ -7,7 +7,7 @@ __all__ = ['CHOOSING', 'PredictionStage', 'PredictionTraining', 'kind_of', 'Film
            'average_weights', 'predict_clips', 'choosing_clips', 'snapshot', 'fit_averaged', 'PredictionProtocol',
            'clips_to_test', 'measure_prediction']
 
-# %% ../nbs/59_forecasting.ipynb #7c723c52
+# %% ../nbs/59_forecasting.ipynb #b0d1f832
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ from .data.strollers import TEST_PEOPLE, TRAIN_PEOPLE, StrollersConfig, stroller
 from .losses import prediction_loss
 from .metrics.frames import FrameScore, score_frames
 from .models.hub import TASKS, load, read_file, save_weights
-from .models.prediction import PredictionConfig, PredictionModel, under_policy
+from .models.prediction import PredictionConfig, PredictionModel, slots_to_use, under_policy
 from .models.recurrent import BASELINES, SimVP
 from .train import FitConfig, Run, fit, stage_of, steps_taken
 
@@ -138,7 +138,7 @@ class PredictionTask:
         error = (out[:,-coming.shape[1]:].detach()-coming).square().mean((2, 3, 4)).clamp(min=1e-10)     # (V,N)
         return loss,{"psnr":float(-10*error.log10().mean())}
 
-# %% ../nbs/59_forecasting.ipynb #6210d3c4
+# %% ../nbs/59_forecasting.ipynb #0a4d8b8d
 def average_weights(
     networks:Sequence[nn.Module], # Of one kind and config
 )->nn.Module:                     # Their mean, in evaluation mode
@@ -161,14 +161,11 @@ def predict_clips(
     "Predictions of many clips, in evaluation mode."
     device,memory = next((p.device for p in model.parameters()), torch.device("cpu")),isinstance(model, PredictionModel)
     check(len(frames)>0, "frames: expected at least one clip, found none")
-    check(slots in (None, "default") or type(slots) is int and slots>=0,
-          f"slots: expected a number from 0 on, None or 'default', found {slots!r}")
     check(memory or policy is None and slots=="default",
           f"policy, slots: expected none for {type(model).__name__}, found {policy}, {slots}")
     def run(i): return model(frames[i:i+batch].to(device), future, generator=make_generator(seed+i)).cpu()
     if not memory: return torch.cat([run(i) for i in range(0, len(frames), batch)])
-    own = model.config.bank.slots if model.config.memory else 0
-    with under_policy(model, policy or model.config.bank.policy, own if slots=="default" else slots):
+    with under_policy(model, policy or model.config.bank.policy, slots_to_use(model.config, slots)):
         return torch.cat([run(i) for i in range(0, len(frames), batch)])
 
 # %% ../nbs/59_forecasting.ipynb #3f31f873

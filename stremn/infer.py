@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['as_frame', 'as_labels', 'merge_known', 'label_map', 'Held', 'explain', 'account', 'State', 'borrowed', 'roll_call',
-           'settle', 'advance', 'without', 'Stream', 'VideoSegmenter', 'Written', 'check_goal', 'all_or_nothing',
-           'segment_source', 'write_all']
+           'settle', 'advance', 'without', 'Stream', 'VideoSegmenter', 'Written', 'check_apart', 'check_goal',
+           'all_or_nothing', 'segment_source', 'write_all']
 
 # %% ../nbs/54_infer.ipynb #0b6b8926
 import os
@@ -320,7 +320,7 @@ class VideoSegmenter(Stream):
         out,self.state = advance(model, self.state, frame, labels, self.generator)
         return out
 
-# %% ../nbs/54_infer.ipynb #47278086
+# %% ../nbs/54_infer.ipynb #df6562e0
 @dataclass
 class Written:
     "What `segment_source` left behind."
@@ -329,6 +329,16 @@ class Written:
     objects:list[int]  # Ids that were followed to the end
     memory:list[Held]  # The memory at the end
 
+def check_apart(
+    out:Path,   # Folder to make
+    file:Path,  # File or folder that is read
+    what:str,   # What it is
+)->None:
+    "What is read must not be replaced by what is written."
+    own = out.resolve() in (file.resolve(), *file.resolve().parents)
+    check(not own, f"{out}: expected another folder than that of the {what}, found {file} in it")
+
+# %% ../nbs/54_infer.ipynb #95c4e72d
 def check_goal(
     out:Path,         # Folder to make
     overwrite:bool,   # May it be there already?
@@ -338,8 +348,7 @@ def check_goal(
     "Refuse a goal that holds anything which must not be lost."
     made = f"PNGs and {' and '.join(others)}"
     check(not out.exists() or out.is_dir(), f"{out}: expected a folder to make, found a file")
-    own = isinstance(source, Path) and out.resolve() in (source.resolve(), *source.resolve().parents)
-    check(not own, f"{out}: expected another folder than that of the source, found {source} in it")
+    if isinstance(source, Path): check_apart(out, source, "source")
     inside,hint = sorted(out.iterdir()) if out.is_dir() else [],"" if overwrite else f" (--overwrite replaces {made})"
     check(overwrite or not inside, f"{out}: expected a new or empty folder, found one with files in it{hint}")
     odd = [p.name for p in inside if p.is_dir() or p.suffix!=".png" and p.name not in others]

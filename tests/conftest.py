@@ -26,6 +26,17 @@ def model():
 
 
 @pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    "Weights file of a small network: what it draws is nonsense, what it writes must be right."
+    from test_cli import MODEL
+
+    from stremn.models.hub import save_weights
+    from stremn.models.vos import VOSModel
+    torch.manual_seed(0)
+    return save_weights(VOSModel(MODEL), tmp_path_factory.mktemp("weights") / "random.safetensors", {"steps": 0})
+
+
+@pytest.fixture(scope="module")
 def clips(request):
     "Five Chameleon clips of the test module's own `CLIP`."
     from stremn.data.synthetic import chameleon_batch

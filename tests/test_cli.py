@@ -20,20 +20,12 @@ from stremn.data.video import VideoWriter
 from stremn.data.vos import PALETTE, read_mask, to_pixels, write_mask
 from stremn.memory.bank import BankConfig
 from stremn.memory.rules import RULES
-from stremn.models.hub import save_weights
-from stremn.models.vos import VOSConfig, VOSModel
+from stremn.models.vos import VOSConfig
 
 SIZE, FRAMES = 64, 7
 BANK = BankConfig(memory_channels=12, query_channels=12, key_channels=8, value_channels=8, update_channels=8, slots=3,
                   similarity="l2", shared_keys=True)
 MODEL = VOSConfig(widths=(8, 12), decoder_width=8, bank=BANK)
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Path:
-    "A small network with random weights: what it draws is nonsense, what it writes must be right."
-    torch.manual_seed(0)
-    return save_weights(VOSModel(MODEL), tmp_path_factory.mktemp("weights") / "random.safetensors", {"steps": 0})
 
 
 @pytest.fixture

@@ -7,25 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from test_cli import MODEL, davis, stremn_main, tree
+from test_cli import davis, stremn_main, tree
 
 from stremn import cli
 from stremn.data.synthetic import ChameleonConfig, chameleon
 from stremn.data.vos import PALETTE, read_mask, to_pixels, write_mask
 from stremn.infer import VideoSegmenter
-from stremn.models.hub import save_weights
-from stremn.models.vos import VOSModel
 from stremn.protocols import CarefulSegmenter
 
 LAST, ENTERS = 6, {1: 0, 2: 3}  # every third frame is asked for; object 2 comes late
 NAMES = [f"{t:05d}" for t in range(LAST + 1)]
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Path:
-    "A small network with random weights."
-    torch.manual_seed(0)
-    return save_weights(VOSModel(MODEL), tmp_path_factory.mktemp("weights") / "random.safetensors", {"steps": 0})
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OUTPUTS', 'check_frames', 'stacked', 'PredictionConfig', 'paper_prediction', 'Contrast', 'block', 'compose',
            'PredictionParts', 'Answering', 'feed', 'Rolling', 'check_future', 'PredictionModel', 'under_policy',
-           'Watching', 'VideoPredictor']
+           'slots_to_use', 'Watching', 'VideoPredictor']
 
 # %% ../../nbs/41_models.prediction.ipynb #a0b6fd30
 from collections import OrderedDict
@@ -290,7 +290,18 @@ def under_policy(
         bank.policy,bank.slots,model.remembers = old
         for m in training: m.training = True
 
-# %% ../../nbs/41_models.prediction.ipynb #ecd98707
+# %% ../../nbs/41_models.prediction.ipynb #418f08b2
+def slots_to_use(
+    config:PredictionConfig, # Of the network
+    slots:int|None|str,      # K; None: never forget; 0: no memory; "default": the network's own
+)->int|None:                 # K, 0 or None
+    "How many slots, or one line that says what is wrong."
+    found = (config.bank.slots if config.memory else 0) if slots=="default" else slots
+    whole,least = isinstance(found, int) and not isinstance(found, bool),max(1, config.bank.pinned)
+    check(found is None or whole and (found==0 or found>=least),
+          f"slots: expected 0, a whole number from {least} on, None or 'default', found {found!r}")
+    return found
+
 class Watching:
     "What is known of a stream, and under which policy."
     def __init__(self,
@@ -301,11 +312,8 @@ class Watching:
     ):
         config,self.model,self.seed = model.config,model,seed
         self.policy = config.bank.policy if policy is None else policy
-        self.slots = (config.bank.slots if config.memory else 0) if slots=="default" else slots
+        self.slots = slots_to_use(config, slots)
         find_rule(self.policy)
-        whole,least = isinstance(self.slots, int) and not isinstance(self.slots, bool),max(1, config.bank.pinned)
-        check(self.slots is None or whole and (self.slots==0 or self.slots>=least),
-              f"slots: expected 0, a whole number from {least} on, None or 'default', found {self.slots!r}")
         self.reset()
 
     def reset(self)->None:
