@@ -7,7 +7,7 @@ import torch
 
 from refusals import refused
 from stremn import contest, forecasting
-from stremn.contest import (CONTESTANTS, CONTESTS, LESSONS, Contestant, Entry, Lesson, dry_lesson, is_measured,
+from stremn.contest import (CONTEST, CONTESTANTS, CONTESTS, LESSONS, Contestant, Entry, Lesson, dry_lesson, is_measured,
                             lesson_of, prediction_task, predictor, run_contest)
 from stremn.data.prediction import FILM_PROTOCOLS
 from stremn.data.strollers import StrollersConfig
@@ -28,7 +28,7 @@ FAST = FitConfig(lr=1e-3, warmup=1, save_every=1)
 def little(monkeypatch):
     "The tiny protocol, a thousand times smaller."
     training = PredictionTraining(NET, observed=4, stages=(PredictionStage(2, 1, 2),), slots=(3,), clip=CLIP)
-    monkeypatch.setitem(LESSONS, "tiny", Lesson(training, FAST))
+    monkeypatch.setitem(CONTEST, "tiny", Lesson(training, FAST))
     monkeypatch.setitem(CONTESTANTS, "convlstm", Contestant(ConvLSTMConfig(hidden=4, layers=1), 2.))
     test = PredictionProtocol(observed=4, future=3, clips=3, metrics=("mse", "ssim"), clip=CLIP)
     rows = [Entry(n, n, test) for n in ("copy", "prediction", "prediction-without", "convlstm")]
@@ -37,10 +37,12 @@ def little(monkeypatch):
     return test
 
 
+@pytest.mark.parametrize("lessons", [LESSONS, CONTEST])
 @pytest.mark.parametrize("protocol", ["tiny", "small"])
 @pytest.mark.parametrize("name", CONTESTANTS)
-def test_everybody_gets_the_same_but_the_steps(protocol, name):
-    ours, theirs = lesson_of("prediction", protocol, 3), lesson_of(name, protocol, 3)
+def test_everybody_gets_the_same_but_the_steps(lessons, protocol, name):
+    ours, theirs = (lesson_of(n, protocol, 3, lessons) for n in ("prediction", name))
+    assert ours.training == lessons[protocol].training
     assert theirs.fit == ours.fit and theirs.fit.seed == 3
     same = replace(theirs.training, model=ours.training.model, stages=ours.training.stages)
     assert same == ours.training
@@ -100,9 +102,9 @@ def test_other_weights_and_records_do_not_pass(little, tmp_path, monkeypatch):
     run_contest("t5-tiny", *run, seeds=(0,), only=("convlstm",), device="cpu", progress=False)
     entry = next(e for e in CONTESTS["t5-tiny"] if e.name == "convlstm")
     assert is_measured("t5-tiny", entry, 0, run[0])
-    monkeypatch.setitem(LESSONS, "tiny", replace(LESSONS["tiny"], fit=replace(FAST, save_every=9)))
+    monkeypatch.setitem(CONTEST, "tiny", replace(CONTEST["tiny"], fit=replace(FAST, save_every=9)))
     assert is_measured("t5-tiny", entry, 0, run[0])                   # how often it is saved changes nothing
-    monkeypatch.setitem(LESSONS, "tiny", replace(LESSONS["tiny"], fit=replace(FAST, lr=.1)))
+    monkeypatch.setitem(CONTEST, "tiny", replace(CONTEST["tiny"], fit=replace(FAST, lr=.1)))
     assert not is_measured("t5-tiny", entry, 0, run[0])
     refused("expected weights of today's convlstm", predictor, "convlstm", 0, run[1], device="cpu", progress=False)
     task = prediction_task(lesson_of("convlstm").training)
@@ -128,13 +130,13 @@ def test_films_are_read_by_the_protocol(tmp_path, monkeypatch):
     monkeypatch.setattr(contest, "training_films", films)
     task = prediction_task(LESSONS["small"].training, tmp_path, 32)
     assert asked == [("small", 32, "train"), ("small", 32, "choose")]
-    assert task.batch(0, 0, 0).frames.shape == (4, 14, 1, 32, 32) and task.config.clip.size == 32
+    assert task.batch(0, 0, 0).frames.shape == (8, 14, 1, 32, 32) and task.config.clip.size == 32
     assert prediction_task(LESSONS["tiny"].training, size=32).batch(0, 0, 0).frames.shape[-1] == 32
 
 
 @pytest.mark.parametrize("name", ["prediction", "convlstm"])
 def test_a_dry_run_counts_operations(little, name):
-    lesson = lesson_of(name)
+    lesson = lesson_of(name, lessons=CONTEST)
     record = dry_lesson(lesson, "cpu")
     double = dry_lesson(replace(lesson, training=replace(
         lesson.training, stages=(replace(lesson.training.stages[0], batch=2),))), "cpu")

@@ -9,8 +9,8 @@ from scipy.io import savemat
 import stremn
 from stremn import cli, curriculum
 from stremn.core import StremnError, make_generator
-from stremn.curriculum import (in_front, Part, RealStage, RealTask, RealTraining, Videos, paper_parts, small_parts,
-                               train_parts, training_videos, where_is)
+from stremn.curriculum import (FrontConfig, Part, RealStage, RealTask, RealTraining, Videos, in_front, paper_parts,
+                               scale_keys, small_parts, train_parts, training_videos, where_is)
 from stremn.data.clips import Clip
 from stremn.data.synthetic import ChameleonConfig, chameleon_batch
 from stremn.data.vos import VideoFolder, write_mask
@@ -19,6 +19,7 @@ from stremn.memory.bank import BankConfig
 from stremn.models.small import small_vos
 from stremn.models.vos import VOSConfig, VOSModel
 from stremn.train import FitConfig, read_log
+from refusals import refused
 from test_data_stills import box, make_coco, make_tree
 from test_data_youtube import make_split
 
@@ -246,6 +247,36 @@ def test_pasted_pixels_and_labels_agree(seed):
     assert torch.equal(one.frames, new.frames) and torch.equal(one.masks, new.masks)
     sizes = shown.flatten(1).sum(1)
     assert (sizes == sizes[0]).all() and sizes[0] <= (1.25 * 16)**2
+
+
+def test_objects_in_front_grow_shrink_and_vanish():
+    behind, over = plain_clips(T=5)
+    sizes = [(in_front(behind, over, make_generator(seed), FrontConfig(grow=2.5)).masks > 0).flatten(1).sum(1)
+             for seed in range(8)]
+    assert all((s.diff() >= 0).all() or (s.diff() <= 0).all() for s in sizes)   # one way, all through the clip
+    assert any(s[-1] > 1.5 * s[0] for s in sizes) and any(s[0] > 1.5 * s[-1] for s in sizes)
+    ends = set()
+    for seed in range(12):
+        new = in_front(behind, over, make_generator(seed), FrontConfig(vanish=1.))
+        shown = (new.masks > 0).flatten(1).any(1)
+        assert shown[0] and not shown[-1] and (shown.int().diff() <= 0).all()   # seen first, gone for good
+        assert new.frames[~shown].max() == 0                                    # and not a pixel of it is left
+        ends.add(int(shown.sum()))
+    assert ends == {1, 2, 3, 4}
+    for bad, found in (("size", (.5, .2)), ("grow", .5), ("vanish", 1.5)):
+        refused(f"{bad}: expected", FrontConfig, **{bad: found})
+
+
+def test_soft_keys_scale_the_logits_by_the_square():
+    for shared in (True, False):
+        bank = replace(small_vos().bank, shared_keys=shared)
+        one, two = (scale_keys(VOSModel(small_vos(bank=bank)), factor) for factor in (1., .5))
+        two.load_state_dict(one.state_dict())
+        scale_keys(two, .5)
+        x = torch.randn(1, 128, 4, 4)
+        torch.testing.assert_close(two.bank.query_key(x), .5 * one.bank.query_key(x))
+        key = one.bank.template(x, x).key
+        torch.testing.assert_close(two.bank.template(x, x).key, .5 * key)
 
 
 def test_frames_nobody_annotated_stay_so():

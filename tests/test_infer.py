@@ -53,12 +53,20 @@ def follow(segmenter, clip, masks=None):
 def test_streaming_equals_the_training_forward_pass(clip, policy, per_object):
     model = network(policy=policy, per_object=per_object)
     batch = collate([clip])
-    with torch.no_grad():
+    with torch.no_grad(), borrowed(model, policy, model.bank.slots):                    # the same kernels
         logits = model(batch.frames, batch.labels[:, 0], batch.valid, make_generator(3))
     labels, _ = follow(VideoSegmenter(model, seed=3), clip)
     assert (labels[0] == clip.masks[0]).all()
     assert (labels[1:] == logits[0].argmax(1)).all()
     assert len(labels[1:].unique()) > 1                                                 # something was segmented
+
+
+def test_the_fast_kernel_is_borrowed_where_it_pays():
+    for channels, pays in ((8, True), (17, False)):
+        model = network(value_channels=channels)
+        with borrowed(model, "oldest", 3):
+            assert model.bank.equal_widths is pays
+        assert not model.bank.equal_widths
 
 
 def test_the_slots_of_a_stream_are_those_it_was_given(clip):

@@ -58,6 +58,17 @@ def test_equals_numpy_in_float64(seed):
 
 
 @pytest.mark.parametrize("similarity", ["dot", "l2"])
+@pytest.mark.parametrize("Dk, Dv", [(3, 8), (7, 8), (8, 8), (8, 3)])
+def test_equal_widths_change_no_answer_and_no_gradient(similarity, Dk, Dv):
+    query, memory = draw(1, torch.float64, Dk=Dk, Dv=Dv)
+    given = [x.requires_grad_() for x in (query, memory.keys, memory.values)]
+    both = [read(query, memory, similarity, equal_widths=wide) for wide in (False, True)]
+    torch.testing.assert_close(*both)
+    for a, b in zip(*(torch.autograd.grad(out.square().sum(), given) for out in both)):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("similarity", ["dot", "l2"])
 @pytest.mark.parametrize("top_k", [None, 3])
 def test_gradients(similarity, top_k):
     query, memory = draw(3, torch.float64, B=2, n=2, Dk=3, Dv=2, H=2, W=2, h=1, w=3)
