@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['HELD', 'SETS', 'EPOCH', 'PROTOCOLS', 'KeptVideos', 'FrontConfig', 'in_front', 'Videos', 'RealStage', 'RealTraining',
-           'where_is', 'training_videos', 'with_imagenet', 'scale_keys', 'Sources', 'RealTask', 'Part', 'tiny_parts',
-           'small_parts', 'paper_parts', 'shortened', 'with_options', 'train_parts', 'Noise', 'peak_bytes', 'dry_steps',
-           'dry_run']
+           'where_is', 'training_videos', 'with_imagenet', 'key_heads', 'scale_keys', 'Sources', 'RealTask', 'Part',
+           'tiny_parts', 'small_parts', 'paper_parts', 'shortened', 'with_options', 'train_parts', 'Noise',
+           'peak_bytes', 'dry_steps', 'dry_run']
 
 # %% ../nbs/57_curriculum.ipynb #0e313858
 import resource
@@ -209,14 +209,19 @@ def with_imagenet(
     load_backbones(network, imagenet_weights(c.encoder, c.norm))
     return network
 
+def key_heads(
+    network:VOSModel, # Any
+)->list[nn.Module]:   # One, or two where memory frames have keys of their own
+    "The convolutions that make the keys a memory is read with."
+    return [head for head in (network.bank.query_key, network.bank.memory_key) if head is not None]
+
 @torch.no_grad()
 def scale_keys(
     network:VOSModel, # Changed in place
     factor:float,     # Below 1: attention spreads over more of the memory
 )->VOSModel:          # The same network
     "Multiply the keys that a memory is read with; the logits of Eq. 5 change by the square."
-    for head in (network.bank.query_key, network.bank.memory_key):
-        if head is not None: head.weight.mul_(factor), head.bias.mul_(factor)
+    for head in key_heads(network): head.weight.mul_(factor), head.bias.mul_(factor)
     return network
 
 # %% ../nbs/57_curriculum.ipynb #70ac2961
@@ -242,12 +247,14 @@ class Sources:
         return network.to(memory_format=torch.channels_last)
 
     def groups(self, network:VOSModel)->list[dict]: # For the optimiser
-        "The backbone learns slower."
+        "The backbone learns slower; so do keys that were scaled down, to move as they moved before."
         trunk = [p for n,p in network.query_encoder.named_parameters()
                  if n.startswith(("stem", "stages", "conv1.", "bn1", "layer")) and p.requires_grad]
-        own = {id(p) for p in trunk}
+        keys = [p for head in key_heads(network) for p in head.parameters()] if self.config.soften!=1 else []
+        own = {id(p) for p in (*trunk, *keys)}
         rest = [p for p in network.parameters() if p.requires_grad and id(p) not in own]
-        return [{"params":rest}, {"params":trunk, "scale":self.config.backbone}]
+        slow = [{"params":keys, "scale":self.config.soften}] if keys else []
+        return [{"params":rest}, {"params":trunk, "scale":self.config.backbone}, *slow]
 
 # %% ../nbs/57_curriculum.ipynb #3ba440f1
 class RealTask(Sources):
@@ -299,13 +306,13 @@ def small_parts()->tuple[Part,...]:
     crowd = RealStage(1300, 3, 4, stills=.4, objects=(2, 2, 3), pasted=.8)
     several = RealTraining(stages=(crowd,), still=StillConfig(paste=.9))
     busy = dict(stills=.25, max_skip=8, objects=(1, 2, 2, 3), pasted=.6, front=FrontConfig((.35, 1.2), 2.5, .35))
-    soft = (RealStage(3000, 3, 5, **busy), RealStage(700, 2, 8, **busy))
+    soft = (RealStage(2700, 3, 5, **busy), RealStage(600, 2, 8, **busy))
     def longer(steps): return RealTraining(stages=(RealStage(steps, 2, 8, stills=.15, max_skip=8),), slots=(3, 4))
     return (Part("short", RealTraining(), FitConfig(lr=6e-4, warmup=100, **common)),
             Part("long", longer(500), FitConfig(lr=2e-4, warmup=20, **common)),
             Part("again", longer(800), FitConfig(lr=2e-4, warmup=20, **common)),
             Part("several", several, FitConfig(lr=3e-4, warmup=20, **common)),
-            Part("soft", replace(several, stages=soft, soften=.06), FitConfig(lr=4e-4, warmup=50, **common)))
+            Part("soft", replace(several, stages=soft, soften=.06), FitConfig(lr=3e-4, warmup=50, **common)))
 
 # %% ../nbs/57_curriculum.ipynb #d2cf3a7b
 def paper_parts()->tuple[Part,...]:
