@@ -24,7 +24,7 @@ from .forecasting import (
     Films, PredictionProtocol, PredictionStage, PredictionTask, PredictionTraining, clips_to_test, fit_averaged,
     measure_prediction)
 from .memory.rules import RULES
-from .models.hub import load
+from .models.hub import available, load
 from .models.prediction import PredictionConfig, paper_prediction
 from .models.recurrent import BASELINES, ConvLSTMConfig, PredRNNConfig, SimVPConfig
 from .results import stored_record
@@ -118,7 +118,7 @@ def was_taught(
         found.get(k)==v for k,v in wanted.items() if k not in ("save_every", "workers"))
 
 def predictor(
-    name:str,             # Key of `CONTESTANTS`, or "copy" or "velocity", which learn nothing
+    name:str,             # Key of `CONTESTANTS`, one of `available()`, or "copy" or "velocity", which learn nothing
     seed:int,             # Of the run
     runs:Path|str,        # Folder of all runs
     protocol:str="tiny",  # Key of `CONTEST`
@@ -128,6 +128,7 @@ def predictor(
 )->nn.Module:             # In evaluation mode
     "A trained network: found, or trained now. Of four snapshots the best two are averaged."
     if name in BASELINES and name not in CONTESTANTS: return BASELINES[name]()
+    if name in available(): return load(name)
     out,lesson = Path(runs)/f"{protocol}-{name}-s{seed}",lesson_of(name, protocol, seed, CONTEST)
     done = out/"averaged.safetensors"
     if not done.exists():
@@ -142,12 +143,12 @@ def predictor(
 class Entry:
     "One row: which network, tested how."
     name:str                            # Of the row and of its records
-    network:str="prediction"            # Key of `CONTESTANTS`, "copy" or "velocity"
+    network:str="prediction"            # Key of `CONTESTANTS`, one of `available()`, "copy" or "velocity"
     test:PredictionProtocol=field(default_factory=PredictionProtocol)
 
     @property
-    def learns(self)->bool: # "copy" and "velocity" have no seeds
-        "Has it weights?"
+    def learns(self)->bool: # The others have no seeds: what is shipped, "copy" and "velocity"
+        "Is it trained for the contest?"
         return self.network in CONTESTANTS
 
 def contests()->dict[str,tuple[Entry,...]]: # name -> rows
@@ -158,8 +159,12 @@ def contests()->dict[str,tuple[Entry,...]]: # name -> rows
     rules = [*(Entry(r, test=replace(t, policy=r)) for r in RULES),
              Entry("unbounded", test=replace(t, policy="oldest", slots=None))]
     slots = [Entry(f"K{k}", test=replace(t, slots=k)) for k in range(9)]
+    def shipped(name, test): # The shipped network as it is, with one slot, and without a memory
+        taken = (Entry(f"{name}-K{k}", name, replace(test, slots=k)) for k in (1, 0))
+        return *(Entry(n, n, test) for n in ("copy", "velocity", name)),*taken
     return {"t5-tiny":tuple(Entry(n, n) for n in names), "t5-swapped":tuple(rules), "t5-slots":tuple(slots),
-            "t5-small":tuple(Entry(n, n, real) for n in names)}
+            "t5-small":tuple(Entry(n, n, real) for n in names),
+            "t5-shipped":shipped("prediction-tiny", t), "t5-shipped-small":shipped("prediction-small", real)}
 
 CONTESTS = contests()
 
@@ -184,6 +189,7 @@ def is_measured(
     found = stored_record(Path(out)/study, e.name, seed)
     wanted = plain(replace(e.test, weights=e.network, seed=seed)) | {"study":study}
     if found is None or any(found.config.get(k)!=v for k,v in wanted.items()): return False
+    if e.network in available(): return found.config["training"]==plain(load(e.network).card.get("config", {}))
     return not e.learns or was_taught(found.config["training"], lesson_of(e.network, e.test.protocol, seed, CONTEST))
 
 def run_contest(

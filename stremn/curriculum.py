@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['HELD', 'SETS', 'EPOCH', 'PROTOCOLS', 'KeptVideos', 'FrontConfig', 'in_front', 'Videos', 'RealStage', 'RealTraining',
            'where_is', 'training_videos', 'with_imagenet', 'key_heads', 'scale_keys', 'Sources', 'RealTask', 'Part',
-           'tiny_parts', 'small_parts', 'paper_parts', 'shortened', 'with_options', 'train_parts', 'Noise',
-           'peak_bytes', 'dry_steps', 'dry_run']
+           'tiny_parts', 'small_parts', 'paper_parts', 'shortened', 'with_options', 'train_parts', 'ingredients',
+           'run_ingredients', 'Noise', 'peak_bytes', 'dry_steps', 'dry_run']
 
 # %% ../nbs/57_curriculum.ipynb #0e313858
 import resource
@@ -32,9 +32,11 @@ from .data.youtube import YouTubeVOS
 from .models.hub import load
 from .models.paper import load_backbones, set_checkpointing
 from .models.small import small_vos, start_from_imagenet
+from .measure import RealProtocol, measure_real
 from .models.vos import VOSConfig, VOSModel, paper_vos
 from .nets.efficientnet import lite_weights
 from .nets.resnet import imagenet_weights
+from .results import stored_record
 from .train import (
     ChameleonTask, ChameleonTraining, FitConfig, Run, Task, begin_with, clip_loss, fit, shorten, stage_of, take_step)
 
@@ -159,7 +161,7 @@ class RealTraining:
     dice:float=.5                                # Weight of the Dice loss
     backbone:float=.1                            # Learning rate of the ImageNet weights, as a share of the others'
     imagenet:bool=True                           # Begin with ImageNet weights?
-    soften:float=1.                              # Keys of the weights that it goes on from are multiplied by this
+    soften:float=1.                              # Keys that it begins with are multiplied by this
     checkpointing:bool=False                     # Recompute a ResNet's stages in the backward pass, to save memory
     longest:int=256                              # Longest side of a still in memory
     change:ChangeConfig=VIDEO_CHANGE             # Of video clips
@@ -241,7 +243,7 @@ class Sources:
 
     def build(self)->VOSModel:
         network = begin_with(VOSModel(self.config.model), self.first)
-        if self.first is not None: scale_keys(network, self.config.soften)
+        scale_keys(network, self.config.soften)
         if self.config.imagenet and self.first is None: with_imagenet(network)
         if self.config.checkpointing: set_checkpointing(network)
         return network.to(memory_format=torch.channels_last)
@@ -368,6 +370,39 @@ def train_parts(
         task = ChameleonTask(part.training, start) if made else RealTask(part.training, root, start)
         start = fit(task, part.fit, Path(out)/part.name, device, progress=progress)
     return start
+
+# %% ../nbs/57_curriculum.ipynb #0fa6c1d2
+def ingredients(
+    steps:int=300, # Length of each run
+)->dict[str,Part]: # row -> its run
+    "The first part of `small`, shortened, and variants that differ from it in one thing."
+    start = shortened(small_parts()[:1], steps)[0]
+    def change(**fields): return replace(start, training=replace(start.training, **fields))
+    def share(stills): return tuple(replace(s, stills=stills) for s in start.training.stages)
+    own = replace(small_vos().bank, shared_keys=False)
+    return {"base":start, "soft-keys":change(soften=.06), "no-stills":change(stages=share(0.)),
+            "no-video":change(stages=share(1.)), "no-skips":change(model=small_vos(skips=False)),
+            "aspp":change(model=small_vos(aspp_rates=(2, 4, 6))), "own-memory-keys":change(model=small_vos(bank=own)),
+            "random-backbone":change(imagenet=False)}
+
+def run_ingredients(
+    out:Path|str,   # Folder of the records
+    runs:Path|str,  # Folder of the training runs
+    root:Path|str,  # Folder that holds the data sets
+    rows:dict[str,Part]|None=None, # None: `ingredients()`
+    device:str="auto", # "cpu" keeps off the GPU
+    progress:bool=True, # Show bars?
+)->list[Record]:    # Those measured now; J&F on the sequences nobody learns from
+    "Train and measure every row that has no record of today's recipe."
+    videos,made = training_videos(root, "davis2016-240p", only=HELD),[]
+    for name,part in (ingredients() if rows is None else rows).items():
+        found,wanted = stored_record(out, name, part.fit.seed),plain(part.training)
+        if found is not None and found.config["training"].get("task")==wanted: continue
+        network = load(fit(RealTask(part.training, root), part.fit, Path(runs)/name, device, progress=progress))
+        c = RealProtocol(weights=name, data="held-out training sequences, DAVIS 2016, 240p")
+        made.append(measure_real(c, videos, network, name))
+        made[-1].save(out)
+    return made
 
 # %% ../nbs/57_curriculum.ipynb #a6377738
 class Noise(RealTask):

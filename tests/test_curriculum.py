@@ -9,8 +9,9 @@ from scipy.io import savemat
 import stremn
 from stremn import cli, curriculum
 from stremn.core import StremnError, make_generator
-from stremn.curriculum import (FrontConfig, Part, RealStage, RealTask, RealTraining, Videos, in_front, paper_parts,
-                               scale_keys, small_parts, train_parts, training_videos, where_is)
+from stremn.curriculum import (FrontConfig, Part, RealStage, RealTask, RealTraining, Videos, in_front, ingredients,
+                               paper_parts, run_ingredients, scale_keys, small_parts, train_parts, training_videos,
+                               where_is)
 from stremn.data.clips import Clip
 from stremn.data.synthetic import ChameleonConfig, chameleon_batch
 from stremn.data.vos import VideoFolder, write_mask
@@ -295,3 +296,26 @@ def test_without_pasting_nothing_changes_and_with_it_objects_come(root):
     alone = [int(videos.sample(make_generator(s), 3, 32, 3, 1).masks[0].max()) for s in range(12)]
     assert max(alone) == 1 and max(counts) == 3 and sum(counts) > 1.5 * sum(alone)
     assert all(int(videos.sample(make_generator(s), 3, 32, 1, 1, 1.).masks[0].max()) == 1 for s in range(4))
+
+
+# ---- one thing at a time -------------------------------------------------------------------------------------------
+
+def test_each_row_changes_one_thing():
+    rows = ingredients(50)
+    base = rows.pop("base")
+    assert all(abs(p.steps - 50) <= 2 and p.fit == base.fit for p in rows.values())
+    for name, part in rows.items():
+        changed = [k for k in vars(base.training) if getattr(part.training, k) != getattr(base.training, k)]
+        assert len(changed) == 1, (name, changed)
+        with torch.device("meta"):
+            VOSModel(part.training.model)                       # it can be built
+
+
+def test_ingredients_are_measured_once(root, tmp_path):
+    rows = {name: Part("", training(stages=(RealStage(2, 1, 2, 32, .5),), soften=soften), FitConfig(save_every=1))
+            for name, soften in (("base", 1.), ("soft-keys", .1))}
+    made = run_ingredients(tmp_path / "out", tmp_path / "runs", root, rows, "cpu", False)
+    assert [r.name for r in made] == ["base", "soft-keys"] and set(made[0].clips["JF"]) == {"dog-agility"}
+    assert run_ingredients(tmp_path / "out", tmp_path / "runs", root, rows, "cpu", False) == []
+    rows["base"] = replace(rows["base"], training=replace(rows["base"].training, dice=0.))
+    refused("task.dice", run_ingredients, tmp_path / "out", tmp_path / "runs", root, rows, "cpu", False)
