@@ -488,9 +488,10 @@ STUDIES_OF = {"1":("t1-swapped", "t1-retrained"), "2":("t2-slots",), "3":("real-
               "5":("t5-tiny", "t5-swapped", "t5-slots", "t5-small", "t5-shipped", "t5-shipped-small"),
               "6":("t6-fusion", "t6-long"), "long":("long",)}
 
+# What differences are to; else "oldest"
 REFERENCES = {"t2-slots":"learned-K06", "t6-fusion":"retrained_without", "t6-long":"retrained_without",
               "t5-tiny":"prediction", "t5-small":"prediction", "t5-slots":"K5",
-              "t5-shipped":"prediction-tiny", "t5-shipped-small":"prediction-small"} # else "oldest": what differences are to
+              "t5-shipped":"prediction-tiny", "t5-shipped-small":"prediction-small"}
 
 def stored_records()->Path: # nbs/results of a checkout; `results` in the current folder otherwise
     "Where the records of this copy lie."

@@ -54,6 +54,7 @@ LESSONS = {"tiny":_long("tiny"), "small":_long("small", 2200),
            **{name:_paper(name) for name in ("kth", "h36m", "mmnist")}}
 CONTEST = {"tiny":Lesson(), "small":Lesson(PredictionTraining(protocol="small"))} # five minutes for everybody
 
+# %% ../nbs/63_contest.ipynb #4c0a17fe
 def side_of(
     training:PredictionTraining, # What to learn
     size:int|None=None,          # Side of a frame that is wanted; None: the protocol's

@@ -87,7 +87,7 @@ def label_map(
     out = torch.zeros(size, dtype=torch.long, device=device)
     if prob is not None:
         full = F.interpolate(prob[None].float(), size, mode="bilinear", align_corners=False)[0]  # (O+1,H,W)
-        out = torch.tensor([0, *ids], device=device)[full.argmax(0)]
+        out = torch.tensor([0, *ids], device=device)[full.max(0).indices] # argmax is slower
     if not given: return out
     labels,guessed_elsewhere = labels.to(device),torch.isin(out, torch.tensor(given, device=device))
     return torch.where(labels>0, labels, out.masked_fill(guessed_elsewhere, 0))

@@ -68,10 +68,9 @@ class Heads(nn.Module):
         self.config = c = replace(config or BankConfig(), **changes)
         conv = partial(nn.Conv2d, kernel_size=3, padding=1)
         self.query_key,self.query_value = (conv(c.query_channels, n) for n in (c.key_channels, c.value_channels))
-        self.memory_value = conv(c.memory_channels, c.value_channels)
-        self.update_key = conv(c.memory_channels, c.update_channels)
+        self.memory_value,self.update_key = (conv(c.memory_channels, n) for n in (c.value_channels, c.update_channels))
         self.memory_key = None if c.shared_keys else conv(c.memory_channels, c.key_channels)
-        self.equal_widths = False                                  # of `read`; may be set at any time, changes no answer
+        self.equal_widths = False                            # of `read`; may be set at any time, changes no answer
 
     def key_of(self, memory_features:Tensor, query_features:Tensor|None, group:Tensor|None, project=True)->Tensor:
         "Key of a frame to be stored, `(B,Dk,H,W)`, or the map that it is made of; arguments as in `template`."
@@ -97,8 +96,8 @@ class Heads(nn.Module):
     )->Tensor:                 # (B,2*Dv,H,W)
         "Eq. 5: what the memory knows about each query pixel, and the query's own value."
         key,value = (per_row(head(query_features), group) for head in (self.query_key, self.query_value))
-        c = self.config
-        return torch.cat([read(key, memory, c.similarity, c.top_k, equal_widths=self.equal_widths), value], 1)
+        how = dict(similarity=self.config.similarity, top_k=self.config.top_k, equal_widths=self.equal_widths)
+        return torch.cat([read(key, memory, **how), value], 1)
 
 # %% ../../nbs/25_memory.bank.ipynb #be1e3519
 def candidate_slots(
