@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UNBOUNDED', 'ORACLE', 'POLICIES', 'MakeSegmenter', 'REAL_STUDIES', 'TinyProtocol', 'held_out', 'oracle',
            'frame_scores', 'measure', 'smooth', 'RealProtocol', 'follow', 'real_segmenter', 'real_config',
-           'measure_real', 'measure_policies', 'real_videos']
+           'measure_real', 'measured_real', 'measure_policies', 'real_videos']
 
 # %% ../nbs/55_measure.ipynb #2f174151
 import time
@@ -196,6 +196,22 @@ def measure_real(
                   device=device_name(segmenter.device), clips=clips)
 
 # %% ../nbs/55_measure.ipynb #7d810a17
+def measured_real(
+    c:RealProtocol,                # What to measure
+    videos:Sequence[VideoFolder],  # The videos, with masks
+    out:Path|str,                  # Folder of the records
+    model:VOSModel,                # Network
+    name:str,                      # Row of a table
+    progress:bool=True,            # Show a bar?
+    make:MakeSegmenter=VideoSegmenter, # Another way to look
+)->Record:
+    "The stored record of a row, if it is of these weights, videos and looks; else a new one, stored now."
+    found = stored_record(out, name, c.seed)
+    if found is None or found.config!=real_config(c, videos, model, make):
+        found = measure_real(c, videos, model, name, progress, make)
+        found.save(out)
+    return found
+
 def measure_policies(
     c:RealProtocol,                # What to measure; its policy is replaced
     videos:Sequence[VideoFolder],  # The videos, with masks
@@ -206,14 +222,8 @@ def measure_policies(
     make:MakeSegmenter=VideoSegmenter, # Another way to look
 )->list[Record]:                   # In the order of the policies, old ones included
     "A small Table 1 on real video; a row that is stored, from the same weights and videos, is not measured again."
-    model,out,records = load(c.weights) if model is None else model,Path(out),[]
-    for policy in policies:
-        mine,found = replace(c, policy=policy),stored_record(out, policy, c.seed)
-        if found is None or found.config!=real_config(mine, videos, model, make):
-            found = measure_real(mine, videos, model, progress=progress, make=make)
-            found.save(out)
-        records.append(found)
-    return records
+    model = load(c.weights) if model is None else model
+    return [measured_real(replace(c, policy=p), videos, out, model, p, progress, make) for p in policies]
 
 # %% ../nbs/55_measure.ipynb #d87469ca
 REAL_STUDIES = {"real-davis":"DAVIS 2016 val, 240p", "real-multi":"multi-object clips, 240p"} # what records are of

@@ -16,7 +16,7 @@ from stremn.infer import VideoSegmenter
 from stremn.measure import (ORACLE, POLICIES, UNBOUNDED, RealProtocol, TinyProtocol, follow, frame_scores, held_out,
                             REAL_STUDIES, measure, measure_policies, oracle, real_config, smooth)
 from stremn.memory.rules import RULES, Request
-from stremn.protocols import CarefulSegmenter, multi_scale
+from stremn.protocols import CarefulSegmenter, measure_looks, multi_scale
 from stremn.results import load_records
 from refusals import refused
 from test_infer import network
@@ -209,6 +209,19 @@ def test_another_segmenter_is_measured_and_noted(tmp_path, model):
     assert (tmp_path / "looks" / "oldest-s0.json").read_bytes() == before             # it answers the same question
     measure_policies(c, videos, tmp_path / "looks", ("oldest",), model, progress=False, make=multi_scale)
     assert (tmp_path / "looks" / "oldest-s0.json").read_bytes() != before             # and not another one
+
+
+def test_looks_are_rows_measured_once(tmp_path, model):
+    videos = real(tmp_path, chameleon_batch((7, 8), ChameleonConfig(frames=7, size=48, objects=2)))
+    c, names = RealProtocol("tiny", "vos-tiny", "made", slots=3), ("one-look", "two-sizes")
+    one, four = measure_looks(c, videos, tmp_path / "out", names, model, progress=False)
+    assert (one.name, four.name) == names and four.config["segmenter"] == "CarefulSegmenter"
+    plain, = measure_policies(c, videos, tmp_path / "plain", ("learned",), model, progress=False)
+    assert one.clips == plain.clips and four.clips != plain.clips
+    assert [b[0] for b in four.config["looking"]["branches"]] == [1., 1., 1.3, 1.3]
+    again = measure_looks(c, videos, tmp_path / "out", names, model, progress=False)
+    assert [r.seconds for r in again] == [one.seconds, four.seconds]
+    refused("looks: expected some of one-look, mirror", measure_looks, c, videos, tmp_path / "out", ("twice",), model)
 
 
 def test_a_maker_of_plain_segmenters_changes_no_config(model):
