@@ -33,7 +33,7 @@ from .train import FitConfig, shorten
 # %% ../nbs/63_contest.ipynb #2b3d634b
 @dataclass(frozen=True)
 class Lesson:
-    "What is learned, and how; by itself, the contest's on made clips."
+    "What is learned, and how; the defaults are the contest's, on made clips."
     training:PredictionTraining=PredictionTraining()
     fit:FitConfig=FitConfig(lr=2e-3, warmup=20, weight_decay=0., precision="bf16", save_every=50)
 
@@ -190,7 +190,9 @@ def is_measured(
     found = stored_record(Path(out)/study, e.name, seed)
     wanted = plain(replace(e.test, weights=e.network, seed=seed)) | {"study":study}
     if found is None or any(found.config.get(k)!=v for k,v in wanted.items()): return False
-    if e.network in available(): return found.config["training"]==plain(load(e.network).card.get("config", {}))
+    if e.network in available():
+        card = load(e.network).card
+        return (found.config["training"], found.config["trained_seconds"])==(plain(card["config"]), card["seconds"])
     return not e.learns or was_taught(found.config["training"], lesson_of(e.network, e.test.protocol, seed, CONTEST))
 
 def run_contest(

@@ -37,8 +37,9 @@ from .models.vos import VOSConfig, VOSModel, paper_vos
 from .nets.efficientnet import lite_weights
 from .nets.resnet import imagenet_weights
 from .results import stored_record
-from .train import (
-    ChameleonTask, ChameleonTraining, FitConfig, Run, Task, begin_with, clip_loss, fit, shorten, stage_of, take_step)
+from stremn.train import (
+    ChameleonTask, ChameleonTraining, FitConfig, Run, Task, begin_with, clip_loss, differences, fit, shorten, stage_of,
+    take_step)
 
 # %% ../nbs/57_curriculum.ipynb #d268b11e
 class KeptVideos:
@@ -81,13 +82,14 @@ def in_front(
     config:FrontConfig=FrontConfig(), # How
 )->Clip:                       # With one object more
     "Put the objects of one clip, moved aside and scaled, in front of another clip."
-    u,T,(low,high) = torch.rand(6, generator=generator),len(clip.frames),config.size
+    u,T,(low,high) = torch.rand(4, generator=generator),len(clip.frames),config.size
     shift = 1.2*(u[1:3]-.5).expand(T, 2)                                             # at most .6 of half a side
     way = config.grow**((2*u[3]-1)*(torch.linspace(0, 1, T)-.5))                     # (T,) 1 in the middle
     A = affine(torch.zeros(T), low*(high/low)**u[0]*way, torch.zeros(T), shift)
     layer = torch.cat([over.frames, (over.masks>0)[:,None].float()], 1)              # (T,4,S,S)
     new = look_up(layer, sampling_grid(A, clip.frames.shape[-1]))                    # (T,4,S,S)
-    if u[4]<config.vanish: new[1+int(u[5]*(T-1)):,3] = 0
+    gone,when = torch.rand(2, generator=generator) if config.vanish else (1., 0.)
+    if gone<config.vanish: new[1+int(when*(T-1)):,3] = 0
     blank = (clip.masks==-1).flatten(1).all(1) | (over.masks==-1).flatten(1).all(1)  # (T,) nobody annotated
     frames,masks = paste(clip.frames, clip.masks, new[:,:3], new[:,3], int(clip.masks.max())+1)
     return clip._replace(frames=frames, masks=masks.masked_fill(blank[:,None,None], -1))
@@ -252,7 +254,8 @@ class Sources:
         "The backbone learns slower; so do keys that were scaled down, to move as they moved before."
         trunk = [p for n,p in network.query_encoder.named_parameters()
                  if n.startswith(("stem", "stages", "conv1.", "bn1", "layer")) and p.requires_grad]
-        keys = [p for head in key_heads(network) for p in head.parameters()] if self.config.soften!=1 else []
+        keys = [p for head in key_heads(network) for p in head.parameters() if p.requires_grad]
+        keys = keys if self.config.soften!=1 else []
         own = {id(p) for p in (*trunk, *keys)}
         rest = [p for p in network.parameters() if p.requires_grad and id(p) not in own]
         slow = [{"params":keys, "scale":self.config.soften}] if keys else []
@@ -380,10 +383,10 @@ def ingredients(
     def change(**fields): return replace(start, training=replace(start.training, **fields))
     def share(stills): return tuple(replace(s, stills=stills) for s in start.training.stages)
     own = replace(small_vos().bank, shared_keys=False)
-    return {"base":start, "soft-keys":change(soften=.06), "no-stills":change(stages=share(0.)),
+    return {"base":start, "no-stills":change(stages=share(0.)),
             "no-video":change(stages=share(1.)), "no-skips":change(model=small_vos(skips=False)),
             "aspp":change(model=small_vos(aspp_rates=(2, 4, 6))), "own-memory-keys":change(model=small_vos(bank=own)),
-            "random-backbone":change(imagenet=False)}
+            "random-backbone":change(imagenet=False, backbone=1.)}           # then it learns as fast as the rest
 
 def run_ingredients(
     out:Path|str,   # Folder of the records
@@ -393,13 +396,16 @@ def run_ingredients(
     device:str="auto", # "cpu" keeps off the GPU
     progress:bool=True, # Show bars?
 )->list[Record]:    # Those measured now; J&F on the sequences nobody learns from
-    "Train and measure every row that has no record of today's recipe."
-    videos,made = training_videos(root, "davis2016-240p", only=HELD),[]
+    "Train and measure every row whose record is missing or of another recipe; each in a folder of its own."
+    made = []
     for name,part in (ingredients() if rows is None else rows).items():
-        found,wanted = stored_record(out, name, part.fit.seed),plain(part.training)
-        if found is not None and found.config["training"].get("task")==wanted: continue
-        network = load(fit(RealTask(part.training, root), part.fit, Path(runs)/name, device, progress=progress))
-        c = RealProtocol(weights=name, data="held-out training sequences, DAVIS 2016, 240p")
+        videos = training_videos(root, "davis2016-240p", only=part.training.held)
+        c = RealProtocol(weights=name, data="held-out training sequences, DAVIS 2016, 240p", seed=part.fit.seed)
+        found,recipe = stored_record(out, name, c.seed),{"task":plain(part.training), "fit":plain(part.fit)}
+        taught = {} if found is None else {k:found.config["training"].get(k) for k in recipe}
+        if found is not None and not differences(taught, recipe) and found.config | plain(c)==found.config: continue
+        task,folder = RealTask(part.training, root),Path(runs)/f"{name}-s{c.seed}"
+        network = load(fit(task, part.fit, folder, device, progress=progress))
         made.append(measure_real(c, videos, network, name))
         made[-1].save(out)
     return made

@@ -17,6 +17,8 @@ from stremn.data.synthetic import ChameleonConfig, chameleon_batch
 from stremn.data.vos import VideoFolder, write_mask
 from stremn.measure import RealProtocol, measure_real
 from stremn.memory.bank import BankConfig
+from stremn.memory.read import query_and_keys
+from stremn.memory.update import append
 from stremn.models.small import small_vos
 from stremn.models.vos import VOSConfig, VOSModel
 from stremn.train import FitConfig, read_log
@@ -276,8 +278,34 @@ def test_soft_keys_scale_the_logits_by_the_square():
         scale_keys(two, .5)
         x = torch.randn(1, 128, 4, 4)
         torch.testing.assert_close(two.bank.query_key(x), .5 * one.bank.query_key(x))
-        key = one.bank.template(x, x).key
-        torch.testing.assert_close(two.bank.template(x, x).key, .5 * key)
+        memories = [append(None, m.bank.template(x.flip(-1), x.flip(-1)), 0) for m in (one, two)]
+        logits = []
+        for m, memory in zip((one, two), memories):
+            q, k = query_and_keys(m.bank.query_key(x), memory, "l2", None)
+            logits.append(q @ k.mT)
+        a, b = (x - x.mean(-1, keepdim=True) for x in logits)               # softmax does not see the mean
+        torch.testing.assert_close(b, .25 * a, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("soften", [1., .1])
+def test_every_weight_learns_once_and_soft_keys_slowly(root, soften):
+    task = RealTask(training(soften=soften), root)
+    network = task.build()
+    groups = task.groups(network)
+    learned = [id(p) for group in groups for p in group["params"]]
+    assert sorted(learned) == sorted(id(p) for p in network.parameters() if p.requires_grad)
+    rates = {id(p): group.get("scale", 1.) for group in groups for p in group["params"]}
+    assert {rates[id(p)] for p in network.bank.query_key.parameters()} == {soften}
+    assert {rates[id(p)] for p in network.decoder.parameters()} == {1.}
+
+
+def test_a_stopped_run_is_not_softened_twice(root, tmp_path):
+    task, how = RealTask(training(soften=.1), root), FitConfig(save_every=1)
+    straight = stremn.load(curriculum.fit(task, how, tmp_path / "a", "cpu", progress=False))
+    curriculum.fit(task, how, tmp_path / "b", "cpu", 2, progress=False)
+    stopped = stremn.load(curriculum.fit(task, how, tmp_path / "b", "cpu", progress=False))
+    for a, b in zip(straight.parameters(), stopped.parameters()):
+        assert torch.equal(a, b)
 
 
 def test_frames_nobody_annotated_stay_so():
@@ -305,8 +333,8 @@ def test_each_row_changes_one_thing():
     base = rows.pop("base")
     assert all(abs(p.steps - 50) <= 2 and p.fit == base.fit for p in rows.values())
     for name, part in rows.items():
-        changed = [k for k in vars(base.training) if getattr(part.training, k) != getattr(base.training, k)]
-        assert len(changed) == 1, (name, changed)
+        changed = {k for k in vars(base.training) if getattr(part.training, k) != getattr(base.training, k)}
+        assert changed == {"imagenet", "backbone"} if name == "random-backbone" else len(changed) == 1, (name, changed)
         with torch.device("meta"):
             VOSModel(part.training.model)                       # it can be built
 
@@ -317,5 +345,13 @@ def test_ingredients_are_measured_once(root, tmp_path):
     made = run_ingredients(tmp_path / "out", tmp_path / "runs", root, rows, "cpu", False)
     assert [r.name for r in made] == ["base", "soft-keys"] and set(made[0].clips["JF"]) == {"dog-agility"}
     assert run_ingredients(tmp_path / "out", tmp_path / "runs", root, rows, "cpu", False) == []
-    rows["base"] = replace(rows["base"], training=replace(rows["base"].training, dice=0.))
-    refused("task.dice", run_ingredients, tmp_path / "out", tmp_path / "runs", root, rows, "cpu", False)
+    free = {name: replace(part, fit=replace(part.fit, save_every=9)) for name, part in rows.items()}
+    assert run_ingredients(tmp_path / "out", tmp_path / "runs", root, free, "cpu", False) == []
+    other = {"base": replace(rows["base"], fit=replace(rows["base"].fit, seed=1))}
+    again, = run_ingredients(tmp_path / "out", tmp_path / "runs", root, other, "cpu", False)
+    assert again.seed == 1 and again.metrics != made[0].metrics
+    assert run_ingredients(tmp_path / "out", tmp_path / "runs", root, rows | other, "cpu", False) == []
+    for name, change in (("task.dice", {"training": replace(rows["base"].training, dice=0.)}),
+                         ("fit.lr", {"fit": replace(rows["base"].fit, lr=.1)})):  # no number of an older recipe
+        new = {"base": replace(rows["base"], **change)}
+        refused(name, run_ingredients, tmp_path / "out", tmp_path / "runs", root, new, "cpu", False)

@@ -53,11 +53,14 @@ def follow(segmenter, clip, masks=None):
 def test_streaming_equals_the_training_forward_pass(clip, policy, per_object):
     model = network(policy=policy, per_object=per_object)
     batch = collate([clip])
-    with torch.no_grad(), borrowed(model, policy, model.bank.slots):                    # the same kernels
-        logits = model(batch.frames, batch.labels[:, 0], batch.valid, make_generator(3))
+    with torch.no_grad():
+        trained = model(batch.frames, batch.labels[:, 0], batch.valid, make_generator(3))
+        with borrowed(model, policy, model.bank.slots):                                 # streaming takes a faster read
+            logits = model(batch.frames, batch.labels[:, 0], batch.valid, make_generator(3))
+    torch.testing.assert_close(logits[:, :3], trained[:, :3], atol=1e-3, rtol=0.)       # equal but for rounding, ...
     labels, _ = follow(VideoSegmenter(model, seed=3), clip)
     assert (labels[0] == clip.masks[0]).all()
-    assert (labels[1:] == logits[0].argmax(1)).all()
+    assert (labels[1:] == logits[0].argmax(1)).all()                                    # ... and with it to the bit
     assert len(labels[1:].unique()) > 1                                                 # something was segmented
 
 

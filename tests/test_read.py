@@ -4,6 +4,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from stremn.core import StremnError, make_generator
@@ -66,6 +67,27 @@ def test_equal_widths_change_no_answer_and_no_gradient(similarity, Dk, Dv):
     torch.testing.assert_close(*both)
     for a, b in zip(*(torch.autograd.grad(out.square().sum(), given) for out in both)):
         torch.testing.assert_close(a, b)
+
+
+class Called(TorchDispatchMode):
+    "Names of the operations that were carried out."
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("similarity", ["dot", "l2"])
+@pytest.mark.parametrize("Dk, Dv", [(3, 8), (8, 8), (8, 3)])
+def test_equal_widths_take_the_kernel_without_a_table(similarity, Dk, Dv):
+    query, memory = draw(1, Dk=Dk, Dv=Dv)
+    for wide in (False, True):
+        with torch.no_grad(), Called() as called:
+            read(query, memory, similarity, equal_widths=wide)
+        assert any("flash" in name for name in called.names) is wide, called.names
 
 
 @pytest.mark.parametrize("similarity", ["dot", "l2"])

@@ -70,7 +70,7 @@ class Heads(nn.Module):
         self.query_key,self.query_value = (conv(c.query_channels, n) for n in (c.key_channels, c.value_channels))
         self.memory_value,self.update_key = (conv(c.memory_channels, n) for n in (c.value_channels, c.update_channels))
         self.memory_key = None if c.shared_keys else conv(c.memory_channels, c.key_channels)
-        self.equal_widths = False                            # of `read`; may be set at any time, changes no answer
+        self.equal_widths = False                            # of `read`; may be set at any time, changes rounding
 
     def key_of(self, memory_features:Tensor, query_features:Tensor|None, group:Tensor|None, project=True)->Tensor:
         "Key of a frame to be stored, `(B,Dk,H,W)`, or the map that it is made of; arguments as in `template`."

@@ -68,7 +68,7 @@ def read(
     similarity:str="dot",# "dot" as in STM, "l2" as in STCN
     top_k:int|None=None, # Keep only the k best memory pixels of each query pixel; None: all
     scale:float|Tensor|None=None, # Factor before the softmax; None: 1/sqrt(Dk). Eq. 5 prints 1
-    equal_widths:bool=False, # Pad narrow keys with zeros to Dv: the same answer from a kernel that writes no table
+    equal_widths:bool=False, # Pad keys and values to one width, for a kernel that writes no table; changes only rounding
 )->Tensor:               # (B,Dv,H,W) attention-weighted memory values
     "Eq. 5 without its second half: the caller appends the query value."
     values = pixels(memory.values)                                           # (B,M,Dv)
@@ -76,7 +76,8 @@ def read(
         out = affinity(query_key, memory, similarity, top_k, scale).to(values.dtype)@values   # (B,P,Dv)
     else:
         q,k = query_and_keys(query_key, memory, similarity, scale)           # (B,P,D), (B,M,D)
-        if equal_widths and (more := values.shape[-1]-q.shape[-1])>=0:
-            q,k,values = F.pad(q, (0, more)), F.pad(k, (0, more)), values.contiguous()
-        out = F.scaled_dot_product_attention(q[:,None], k[:,None], values[:,None], scale=1.)[:,0]  # (B,P,Dv)
+        Dv,width = values.shape[-1],max(values.shape[-1], q.shape[-1])
+        def pad(x): return F.pad(x, (0, width-x.shape[-1])).contiguous() if equal_widths else x
+        q,k,values = pad(q), pad(k), pad(values)
+        out = F.scaled_dot_product_attention(q[:,None], k[:,None], values[:,None], scale=1.)[:,0,:,:Dv]  # (B,P,Dv)
     return out.transpose(1, 2).unflatten(-1, query_key.shape[-2:])
