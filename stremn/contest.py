@@ -50,7 +50,7 @@ def _paper(name:str)->Lesson: # The paper's network on one of its data sets
     training = PredictionTraining(paper_prediction(channels=p.channels), name, p.observed, stages, gradient=1.)
     return Lesson(training, FitConfig(lr=1e-3, warmup=500, decay_from=0., weight_decay=0., save_every=1000))
 
-LESSONS = {"tiny":_long("tiny"), "small":_long("small", 2200),
+LESSONS = {"tiny":_long("tiny"), "small":_long("small", 1600),
            **{name:_paper(name) for name in ("kth", "h36m", "mmnist")}}
 CONTEST = {"tiny":Lesson(), "small":Lesson(PredictionTraining(protocol="small"))} # five minutes for everybody
 
