@@ -485,7 +485,7 @@ class Models:
 
 # %% ../nbs/65_cli.ipynb #9dab905b
 STUDIES_OF = {"1":("t1-swapped", "t1-retrained"), "2":("t2-slots",),
-              "3":("real-davis", "real-multi", "real-davis-looks", "real-multi-looks"),
+              "3":tuple(f"real-{videos}{of}" for of in ("", "-looks", "-peers") for videos in ("davis", "multi")),
               "5":("t5-tiny", "t5-swapped", "t5-slots", "t5-small", "t5-shipped", "t5-shipped-small"),
               "6":("t6-fusion", "t6-long"), "long":("long",)}
 
@@ -493,7 +493,8 @@ STUDIES_OF = {"1":("t1-swapped", "t1-retrained"), "2":("t2-slots",),
 REFERENCES = {"t2-slots":"learned-K06", "t6-fusion":"retrained_without", "t6-long":"retrained_without",
               "t5-tiny":"prediction", "t5-small":"prediction", "t5-slots":"K5",
               "t5-shipped":"prediction-tiny", "t5-shipped-small":"prediction-small",
-              "real-davis-looks":"one-look", "real-multi-looks":"one-look"}
+              "real-davis-looks":"one-look", "real-multi-looks":"one-look",
+              "real-davis-peers":"stm", "real-multi-peers":"stm"}
 
 def stored_records()->Path: # nbs/results of a checkout; `results` in the current folder otherwise
     "Where the records of this copy lie."
@@ -511,12 +512,12 @@ def add_records(
     "Measure what a study lacks."
     from stremn.contest import CONTESTS, run_contest
     from stremn.measure import REAL_STUDIES, RealProtocol, measure_policies, real_videos
-    from stremn.protocols import measure_looks
+    from stremn.protocols import measure_looks, measure_peers
     from stremn.studies import run_study
     if study in CONTESTS: run_contest(study, out, runs, data, range(seeds), progress=progress)
-    elif (videos := study.removesuffix("-looks")) in REAL_STUDIES:
-        c,measure = RealProtocol(data=REAL_STUDIES[videos]),measure_policies if videos==study else measure_looks
-        measure(c, real_videos(data, videos), out/study, progress=progress)
+    elif (videos := study.removesuffix("-looks").removesuffix("-peers")) in REAL_STUDIES:
+        measure = {"-looks":measure_looks, "-peers":measure_peers}.get(study.removeprefix(videos), measure_policies)
+        measure(RealProtocol(data=REAL_STUDIES[videos]), real_videos(data, videos), out/study, progress=progress)
     else: run_study(study, out, runs, range(seeds), progress=progress)
 
 # %% ../nbs/65_cli.ipynb #42fce44e

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MULTI_SCALE', 'SOFT_MIRROR', 'REAL_LOOKS', 'Branch', 'branches_of', 'branch_size', 'mirrored', 'seen_by', 'average',
            'pieces', 'remove_far', 'Looking', 'planes_for', 'to_remember', 'look_together', 'advance_together',
-           'CarefulSegmenter', 'multi_scale', 'measure_looks', 'Patient', 'what_is_given', 'segment_set', 'Wanted',
-           'write_zip', 'davis_masks', 'youtube_masks', 'zip_masks']
+           'CarefulSegmenter', 'multi_scale', 'measure_looks', 'peer_segmenter', 'measure_peers', 'Patient',
+           'what_is_given', 'segment_set', 'Wanted', 'write_zip', 'davis_masks', 'youtube_masks', 'zip_masks']
 
 # %% ../nbs/58_protocols.ipynb #d1bdcf4a
 import os
@@ -30,9 +30,10 @@ from .data.vos import DAVIS, PALETTE, VideoFolder, VideoSet, fit_size, read_mask
 from .data.youtube import YouTubeVOS
 from .infer import (Held, State, VideoSegmenter, Written, as_frame, label_map, merge_known, roll_call,
                           segment_source, settle, without)
-from .measure import RealProtocol, measured_real
+from .measure import RealProtocol, measure_policies, measured_real
 from .metrics.vos import tolerance_radius
 from .models.hub import load
+from .models.peers import peer
 from .models.vos import View, VOSModel
 
 # %% ../nbs/58_protocols.ipynb #d545df88
@@ -290,6 +291,26 @@ def measure_looks(
     model = load(c.weights) if model is None else model
     makers = {n:partial(CarefulSegmenter, **REAL_LOOKS[n]) for n in looks}
     return [measured_real(c, videos, out, model, n, progress, make) for n,make in makers.items()]
+
+# %% ../nbs/58_protocols.ipynb #b41c9d08
+def peer_segmenter(
+    model:VOSModel, # Trained with our memory
+    policy:str,     # Key of `stremn.models.peers.PEERS`
+    slots:int|None=None, # Means nothing to a memory that grows
+    **options,      # Of `VideoSegmenter`: device, seed
+)->VideoSegmenter:
+    "The same weights around a peer's memory."
+    return VideoSegmenter(peer(model, policy), policy="oldest", slots=None, **options)
+
+def measure_peers(
+    c:RealProtocol,               # What to measure; its policy is replaced
+    videos:Sequence[VideoFolder], # The videos, with masks
+    out:Path|str,                 # Folder of the records
+    names:Sequence[str]=("stm", "stm_first_last", "stcn"), # Which
+    **options,                    # Of `measure_policies`: model, progress
+)->list[Record]:                  # One a peer, old ones included
+    "STM's and STCN's memories in the small network; a stored row is not measured again."
+    return measure_policies(c, videos, out, names, make=peer_segmenter, **options)
 
 # %% ../nbs/58_protocols.ipynb #e6682c3b
 class Patient:

@@ -16,7 +16,7 @@ from stremn.infer import VideoSegmenter
 from stremn.measure import (ORACLE, POLICIES, UNBOUNDED, RealProtocol, TinyProtocol, follow, frame_scores, held_out,
                             REAL_STUDIES, measure, measure_policies, oracle, real_config, smooth)
 from stremn.memory.rules import RULES, Request
-from stremn.protocols import CarefulSegmenter, measure_looks, multi_scale
+from stremn.protocols import CarefulSegmenter, measure_looks, measure_peers, multi_scale, peer_segmenter
 from stremn.results import load_records
 from refusals import refused
 from test_infer import network
@@ -222,6 +222,20 @@ def test_looks_are_rows_measured_once(tmp_path, model):
     again = measure_looks(c, videos, tmp_path / "out", names, model, progress=False)
     assert [r.seconds for r in again] == [one.seconds, four.seconds]
     refused("looks: expected some of one-look, mirror", measure_looks, c, videos, tmp_path / "out", ("twice",), model)
+
+
+def test_peers_are_rows_with_their_own_memory(tmp_path):
+    model = network(similarity="l2", shared_keys=True)
+    videos = real(tmp_path, chameleon_batch((7, 8), ChameleonConfig(frames=7, objects=2)))
+    c = RealProtocol("tiny", "vos-tiny", "made", slots=2)
+    rows = measure_peers(c, videos, tmp_path / "out", ("stm", "stm_first_last"), model=model, progress=False)
+    assert [r.config["policy"] for r in rows] == ["stm", "stm_first_last"] == [r.name for r in rows]
+    two, = measure_policies(c, videos, tmp_path / "two", ("first_last",), model, progress=False)
+    assert rows[1].clips == two.clips                              # first and previous frame: a memory both can be
+    segmenter = peer_segmenter(model, "stm")
+    follow(segmenter, videos[0])
+    assert segmenter.memory[0].frames == (0, 5, 6)
+    refused("unknown peer", measure_peers, c, videos, tmp_path / "out", ("aot",), model=model)
 
 
 def test_a_maker_of_plain_segmenters_changes_no_config(model):
