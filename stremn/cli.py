@@ -354,7 +354,7 @@ def learn_to_predict(
     before = steps_taken(o.out)
     with no_traces(o.out):
         task = prediction_task(lesson.training, o.data, o.size)
-        done = fit_averaged(task, lesson.fit, o.out, device=o.device, progress=not o.quiet)
+        done = fit_averaged(task, lesson.fit, o.out, device=o.device, progress=not o.quiet, greedy=True)
     tell_done(task.steps, before, done)
 
 # %% ../nbs/65_cli.ipynb #b299faae

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from stremn import forecasting
 from stremn.core import Record, StremnError, make_generator
 from stremn.data.strollers import TEST_PEOPLE, StrollersConfig
 from stremn.forecasting import (CHOOSING, Films, PredictionProtocol, PredictionStage, PredictionTask,
@@ -129,6 +130,23 @@ def test_every_network_is_trained_and_goes_on_where_it_stopped(name, tmp_path):
     assert len(log["loss"]) == 4 and all(p > 0 for p in log["psnr"])
 
 
+def test_clips_vary_by_lot_and_repeat():
+    films = [torch.rand(9, 1, 8, 8, generator=make_generator(i)) * .4 + .3 for i in range(3)]
+    plain, other = (PredictionTask(replace(task().config, vary=v), films) for v in (0., .4))
+    a, b = plain.batch(0, 0, 0).frames, other.batch(0, 0, 0).frames
+    assert torch.equal(b, other.batch(0, 0, 0).frames) and not torch.equal(a, b)
+    clips, rng = torch.rand(64, 3, 1, 4, 4, generator=make_generator(0)) * .2 + .4, np.random.default_rng(0)
+    new = forecasting.varied(clips, .4, rng)
+    assert new.shape == clips.shape and 0 <= new.min() and new.max() <= 1
+    mirrored = 0
+    for x, y in zip(clips, new):                            # a line through each pixel's old number, mirrored or not
+        fits = [np.corrcoef(z.flatten(), y.flatten())[0, 1] for z in (x, x.flip(-1))]
+        assert max(fits) == pytest.approx(1, abs=1e-3)
+        mirrored += fits[1] > fits[0]
+        assert .59 < y.std() / x.std() < 1.41 and abs(y.mean() - x.mean()) < .21
+    assert 20 < mirrored < 44
+
+
 def test_the_average_is_of_the_best(tmp_path):
     path = fit_averaged(task(), FAST, tmp_path, 2, 1, 3, "cpu", False)
     model = load(path)
@@ -144,6 +162,16 @@ def test_the_average_is_of_the_best(tmp_path):
         fit_averaged(task(), FAST, tmp_path, 2, 3, 3, "cpu", False)
     with pytest.raises(StremnError, match="networks: expected at least one"):
         average_weights([])
+
+
+def test_a_greedy_average_is_never_worse_than_the_best(monkeypatch):
+    networks = [TASKS["prediction"][1](MODELS["prediction"]).eval() for _ in range(3)]
+    for network, ssim in zip(networks, (.5, .4, .3)):
+        network.card = {"ssim": ssim}
+    for means, chosen in (((.6, .7), [0, 1, 2]), ((.4, .5), [0, 2]), ((.49, .49), [0])):
+        found = iter(means)
+        monkeypatch.setattr(forecasting, "ssim_on", lambda *a: next(found))
+        assert forecasting.worth_averaging(networks, torch.zeros(1), 1) == [networks[i] for i in chosen]
 
 
 def test_snapshots_of_another_pace_are_refused(tmp_path):
