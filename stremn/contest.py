@@ -197,6 +197,7 @@ def is_measured(
         return all(found.config.get(k)==v for k,v in now.items())
     return not e.learns or was_taught(found.config["training"], lesson_of(e.network, e.test.protocol, seed, CONTEST))
 
+# %% ../nbs/63_contest.ipynb #d5a0e7c3
 def run_contest(
     study:str,                    # Key of `CONTESTS`
     out:Path|str,                 # Folder of the records of all studies

@@ -170,7 +170,7 @@ def test_a_greedy_average_is_never_worse_than_the_best(monkeypatch):
         network.card = {"ssim": ssim}
     for means, chosen in (((.6, .7), [0, 1, 2]), ((.4, .5), [0, 2]), ((.49, .49), [0])):
         found = iter(means)
-        monkeypatch.setattr(forecasting, "ssim_on", lambda *a: next(found))
+        monkeypatch.setattr(forecasting, "ssim_on", lambda *a, found=found: next(found))
         assert forecasting.worth_averaging(networks, torch.zeros(1), 1) == [networks[i] for i in chosen]
 
 

@@ -68,7 +68,7 @@ def read(
     similarity:str="dot",# "dot" as in STM, "l2" as in STCN
     top_k:int|None=None, # Keep only the k best memory pixels of each query pixel; None: all
     scale:float|Tensor|None=None, # Factor before the softmax; None: 1/sqrt(Dk). Eq. 5 prints 1
-    equal_widths:bool=False, # Pad keys and values to one width, for a kernel that writes no table; changes only rounding
+    equal_widths:bool=False, # Pad keys and values to one width: a faster kernel, which differs by rounding
 )->Tensor:               # (B,Dv,H,W) attention-weighted memory values
     "Eq. 5 without its second half: the caller appends the query value."
     values = pixels(memory.values)                                           # (B,M,Dv)
