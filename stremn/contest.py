@@ -28,7 +28,7 @@ from .models.hub import available, load
 from .models.prediction import PredictionConfig, paper_prediction
 from .models.recurrent import BASELINES, ConvLSTMConfig, PredRNNConfig, SimVPConfig
 from .results import stored_record
-from .train import FitConfig, shorten
+from .train import FitConfig, made_by, shorten
 
 # %% ../nbs/63_contest.ipynb #2b3d634b
 @dataclass(frozen=True)
@@ -92,11 +92,10 @@ def lesson_of(
     name:str,             # Key of `CONTESTANTS`
     protocol:str="tiny",  # Key of `lessons`; at paper size the network is the paper's
     seed:int=0,           # Of the run
-    lessons:dict[str,Lesson]|None=None, # `LESSONS`, which is None, or `CONTEST`
+    lessons:dict[str,Lesson]=LESSONS, # Or `CONTEST`
 )->Lesson:
     "The same clips, losses and time for everybody."
     check(name in CONTESTANTS, f"network: expected one of {', '.join(CONTESTANTS)}, found {name!r}")
-    lessons = LESSONS if lessons is None else lessons
     check(protocol in lessons, f"protocol: expected one of {', '.join(lessons)}, found {protocol!r}")
     lesson,c = lessons[protocol],CONTESTANTS[name]
     ours,fit = lesson.training,replace(lesson.fit, seed=seed)
@@ -114,10 +113,9 @@ def was_taught(
     lesson:Lesson, # What should have been learned
 )->bool:
     "Is this how these weights were made? A field that is newer than they are had its default."
-    found,wanted = config.get("fit", {}),plain(lesson.fit)
-    task = plain(PredictionTraining()) | config.get("task", {})
-    return "task" in config and task==plain(lesson.training) and all(
-        found.get(k)==v for k,v in wanted.items() if k not in ("save_every", "workers"))
+    task = config.get("task")
+    known = config if task is None else config | {"task":plain(PredictionTraining()) | task}
+    return made_by(known, lesson.training, lesson.fit)
 
 def predictor(
     name:str,             # Key of `CONTESTANTS`, one of `available()`, or "copy" or "velocity", which learn nothing

@@ -29,17 +29,17 @@ from .data.stills import VIDEO_CHANGE, ChangeConfig, StillConfig, StillFolder, S
 from .data.stills import affine, change_clip, choose_objects, look_up, paste, sampling_grid
 from .data.vos import DAVIS, DataRow, VideoFolder, describe_data
 from .data.youtube import YouTubeVOS
+from .measure import RealProtocol, measure_real
 from .models.hub import load
 from .models.paper import load_backbones, set_checkpointing
 from .models.small import small_vos, start_from_imagenet
-from .measure import RealProtocol, measure_real
 from .models.vos import VOSConfig, VOSModel, paper_vos
 from .nets.efficientnet import lite_weights
 from .nets.resnet import imagenet_weights
 from .results import stored_record
-from stremn.train import (
-    ChameleonTask, ChameleonTraining, FitConfig, Run, Task, begin_with, clip_loss, differences, fit, shorten, stage_of,
-    take_step)
+from .train import (
+    ChameleonTask, ChameleonTraining, FitConfig, Run, Task, begin_with, clip_loss, fit, made_by, shorten, stage_of)
+from .train import take_step
 
 # %% ../nbs/57_curriculum.ipynb #d268b11e
 class KeptVideos:
@@ -254,8 +254,8 @@ class Sources:
         "The backbone learns slower; so do keys that were scaled down, to move as they moved before."
         trunk = [p for n,p in network.query_encoder.named_parameters()
                  if n.startswith(("stem", "stages", "conv1.", "bn1", "layer")) and p.requires_grad]
-        keys = [p for head in key_heads(network) for p in head.parameters() if p.requires_grad]
-        keys = keys if self.config.soften!=1 else []
+        heads = key_heads(network) if self.config.soften!=1 else []
+        keys = [p for head in heads for p in head.parameters() if p.requires_grad]
         own = {id(p) for p in (*trunk, *keys)}
         rest = [p for p in network.parameters() if p.requires_grad and id(p) not in own]
         slow = [{"params":keys, "scale":self.config.soften}] if keys else []
@@ -401,9 +401,9 @@ def run_ingredients(
     for name,part in (ingredients() if rows is None else rows).items():
         videos = training_videos(root, "davis2016-240p", only=part.training.held)
         c = RealProtocol(weights=name, data="held-out training sequences, DAVIS 2016, 240p", seed=part.fit.seed)
-        found,recipe = stored_record(out, name, c.seed),{"task":plain(part.training), "fit":plain(part.fit)}
-        taught = {} if found is None else {k:found.config["training"].get(k) for k in recipe}
-        if found is not None and not differences(taught, recipe) and found.config | plain(c)==found.config: continue
+        found = stored_record(out, name, c.seed)
+        if (found is not None and made_by(found.config["training"], part.training, part.fit)
+                and found.config | plain(c)==found.config): continue
         task,folder = RealTask(part.training, root),Path(runs)/f"{name}-s{c.seed}"
         network = load(fit(task, part.fit, folder, device, progress=progress))
         made.append(measure_real(c, videos, network, name))

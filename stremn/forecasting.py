@@ -101,10 +101,11 @@ def windows(
 
 def varied(
     clips:Tensor,            # (n,T,C,H,W) in [0,1]
-    share:float,             # Most change of brightness and contrast
+    share:float,             # Most change of brightness and contrast; 0: the clips as they are
     rng:np.random.Generator, # Source of all randomness
 )->Tensor:                   # The same shape, still in [0,1]
     "Each clip as another camera may have seen it: mirrored by lot, lighter or darker, flatter or harder."
+    if not share: return clips
     u = torch.from_numpy(rng.random((3, len(clips)))).to(clips)[...,None,None,None,None]     # (3,n,1,1,1,1)
     clips = torch.where(u[0]<.5, clips, clips.flip(-1))
     middle,gain,shift = clips.mean((1, 2, 3, 4), keepdim=True),1+share*(2*u[1]-1),share*(u[2]-.5)
@@ -134,8 +135,7 @@ class PredictionTask:
         length = c.observed+stage.future
         if self.films is not None:
             rng = np.random.default_rng([seed, step, rank])
-            clips = windows(self.films, length, stage.batch, rng)
-            return Films(varied(clips, c.vary, rng) if c.vary else clips)
+            return Films(varied(windows(self.films, length, stage.batch, rng), c.vary, rng))
         clips = strollers_batch([[seed, step, rank, i] for i in range(stage.batch)], replace(c.clip, frames=length))
         return Films(torch.stack([clip.frames for clip in clips]))
 
@@ -196,7 +196,6 @@ def choosing_clips(
     check(len(task.held)>0, "held: expected films to choose snapshots by, found none")
     return windows(task.held, length, count, np.random.default_rng(2))
 
-@torch.no_grad()
 def ssim_on(
     network:nn.Module, # In evaluation mode
     clips:Tensor,      # (n,M+N,C,H,W)

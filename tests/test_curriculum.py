@@ -273,7 +273,7 @@ def test_objects_in_front_grow_shrink_and_vanish():
 def test_soft_keys_scale_the_logits_by_the_square():
     for shared in (True, False):
         bank = replace(small_vos().bank, shared_keys=shared)
-        one, two = (scale_keys(VOSModel(small_vos(bank=bank)), factor) for factor in (1., .5))
+        one, two = (VOSModel(small_vos(bank=bank)) for _ in range(2))
         two.load_state_dict(one.state_dict())
         scale_keys(two, .5)
         x = torch.randn(1, 128, 4, 4)

@@ -95,9 +95,8 @@ class Heads(nn.Module):
         group:Tensor|None=None,# (B,) long, video each row belongs to; None: row i is video i
     )->Tensor:                 # (B,2*Dv,H,W)
         "Eq. 5: what the memory knows about each query pixel, and the query's own value."
-        key,value = (per_row(head(query_features), group) for head in (self.query_key, self.query_value))
-        how = dict(similarity=self.config.similarity, top_k=self.config.top_k, equal_widths=self.equal_widths)
-        return torch.cat([read(key, memory, **how), value], 1)
+        c,key,value = self.config,*(per_row(head(query_features), group) for head in (self.query_key, self.query_value))
+        return torch.cat([read(key, memory, c.similarity, c.top_k, equal_widths=self.equal_widths), value], 1)
 
 # %% ../../nbs/25_memory.bank.ipynb #be1e3519
 def candidate_slots(
