@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Name', 'Count', 'Flag', 'STUDIES_OF', 'REFERENCES', 'Command', 'slots_of', 'no_traces', 'Memory', 'check_mask',
            'Segment', 'open_split', 'only_given', 'score_split', 'seen_categories', 'anew', 'where_to_hand_in', 'Split',
-           'Evaluate', 'Training', 'changed_lesson', 'tell_dry', 'tell_done', 'learn_to_predict', 'Train',
+           'Evaluate', 'Training', 'changed_lesson', 'chosen', 'tell_dry', 'tell_done', 'learn_to_predict', 'Train',
            'Foretelling', 'Predict', 'Data', 'Models', 'stored_records', 'add_records', 'Table', 'Reproduce', 'Bench',
            'parse', 'run', 'main']
 
@@ -319,6 +319,18 @@ def changed_lesson(
     stages = tuple(replace(s, batch=batch or s.batch) for s in training.stages)
     return replace(lesson, training=replace(training, stages=stages), fit=replace(lesson.fit, **fit))
 
+def chosen(
+    parts:Sequence,      # Of a protocol of `vos`
+    names:Sequence[str], # Of those that are wanted; none: all
+)->list:                 # In the protocol's order
+    "Some parts of a protocol."
+    from stremn.core import check
+    known = [p.name for p in parts if p.name]
+    unknown = [n for n in names if n not in known]
+    wanted = f"some of {', '.join(known)}" if known else "none for tiny, which is one run"
+    check(not unknown, f"--parts: expected {wanted}, found {', '.join(unknown)}")
+    return [p for p in parts if not names or p.name in names]
+
 def tell_dry(
     record, # From a dry run
 )->None:
@@ -348,6 +360,7 @@ def learn_to_predict(
     o,known = options,", ".join(LESSONS)
     check(o.protocol in LESSONS, f"--protocol: expected {known} for prediction, found {o.protocol}")
     check(o.start is None, f"--start: expected none for prediction, found {o.start}")
+    check(not o.parts, f"--parts: expected none for prediction, found {' '.join(o.parts)}")
     check(os.environ.get("WORLD_SIZE", "1")=="1", "train prediction: expected one process, found torchrun")
     lesson = changed_lesson(lesson_of(o.network, o.protocol, o.seed), o.steps, o.batch, o.fitted())
     if o.dry_run: return tell_dry(dry_lesson(lesson, o.device, o.size))
@@ -378,6 +391,8 @@ class Train(Training):
     "Take one real step of each part on noise, say how long it took and how much memory, and write nothing."
     start:Annotated[str|None, tyro.conf.arg(metavar="NAME")] = None
     "Weights to go on from, with the same network: of this package, or a .safetensors file (vos only)."
+    parts:Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ()
+    "Only these parts of the protocol, in its order (vos; paper has stills and videos)."
 
     def run(self)->None:
         "Train to the end, and say where the weights are."
@@ -387,7 +402,7 @@ class Train(Training):
         from stremn.train import steps_taken
         check(self.protocol in PROTOCOLS, f"--protocol: expected {', '.join(PROTOCOLS)} for vos, found {self.protocol}")
         check(self.network=="prediction", f"--network: expected train prediction, found train vos with {self.network}")
-        parts = self.changed(PROTOCOLS[self.protocol]())
+        parts = self.changed(chosen(PROTOCOLS[self.protocol](), self.parts))
         if self.dry_run:
             for part in parts: tell_dry(dry_run(part, self.device))
             return

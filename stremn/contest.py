@@ -112,10 +112,8 @@ def was_taught(
     config:dict,   # Of a card, or in a record
     lesson:Lesson, # What should have been learned
 )->bool:
-    "Is this how these weights were made? A field that is newer than they are had its default."
-    task = config.get("task")
-    known = config if task is None else config | {"task":plain(PredictionTraining()) | task}
-    return made_by(known, lesson.training, lesson.fit)
+    "Is this how these weights were made?"
+    return made_by(config, lesson.training, lesson.fit)
 
 def predictor(
     name:str,             # Key of `CONTESTANTS`, one of `available()`, or "copy" or "velocity", which learn nothing

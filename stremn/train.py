@@ -138,9 +138,10 @@ def made_by(
     task:object, # Config of what was to be learned
     fit:FitConfig, # How
 )->bool:
-    "Is this how the weights were made? What no weight depends on may differ."
-    recipe = {"task":plain(task), "fit":plain(fit)}
-    return not differences({k:config.get(k) for k in recipe}, recipe)
+    "Is this how the weights were made? What no weight depends on may differ; a field newer than they had its default."
+    found = config.get("task")
+    known = {"task":found if found is None else plain(type(task)()) | found, "fit":config.get("fit")}
+    return not differences(known, {"task":plain(task), "fit":plain(fit)})
 
 # %% ../nbs/53_train.ipynb #2954dcea
 def load_checkpoint(

@@ -319,6 +319,8 @@ def test_the_line_is_a_line_of_its_own_after_a_progress_bar(work, weights, capsy
     (["train", "vos", "--out", "first.png/run"], ["first.png", "folder to write to"]),
     (["train", "vos", "--out", "run", "--steps", "0"], ["--steps", "0"]),
     (["train", "vos", "--out", "run", "--seed", "-1"], ["seed", "-1"]),
+    (["train", "vos", "--out", "run", "--parts", "long"], ["--parts", "none for tiny", "long"]),
+    (["train", "vos", "--out", "run", "--protocol", "paper", "--parts", "x"], ["--parts", "stills, videos", "x"]),
     (["train", "vos", "--out", "run", "--save-every", "0"], ["save_every", "0"]),
     (["train", "vos", "--out", "run", "--precision", "fp16", "--device", "cpu"], ["fp16"]),
     (["table", "2", "--out", "nowhere"], ["nowhere", "--run"]),
@@ -423,6 +425,7 @@ def test_train_prediction_goes_on(work, capsys, monkeypatch):
     assert (status, len(out)) == (0, 1) and "multiply-adds" in out[0]
     before = tree(work)
     for more, piece in {("--protocol", "paper"): "--protocol: expected tiny, small, kth", ("--start", "x"): "--start",
+                        ("--parts", "soft"): "--parts: expected none for prediction, found soft",
                         ("--seed", "1"): "last.safetensors", ("--protocol", "small", "--data", "none"): "none"}.items():
         status, out, err = stremn_main(capsys, *words, *more)
         assert (status, out, len(err)) == (2, [], 1) and piece in err[0] and tree(work) == before, err

@@ -224,6 +224,11 @@ def test_the_papers_protocol_from_the_command_line(official, tmp_path, monkeypat
     video = training_videos(official, "davis2017", only=("dogs",))
     record = measure_real(RealProtocol("paper", str(weights), "a made tree", slots=3), video)
     assert set(record.clips["J"]) == {"dogs/1", "dogs/2"}
+    alone = [*words, "--out", str(tmp_path / "alone"), "--parts", "videos", "--steps", "1"]       # one for each gap
+    cli.main([*alone, "--start", str(tmp_path / "run/stills/model.safetensors")])   # the second stage by itself
+    assert [p.name for p in (tmp_path / "alone").iterdir()] == ["videos"]
+    for a, b in zip(*(stremn.load(w).parameters() for w in (weights, tmp_path / "alone/videos/model.safetensors"))):
+        assert torch.equal(a, b)
 
 
 # ---- pasted objects ------------------------------------------------------------------------------------------------
@@ -287,15 +292,15 @@ def test_soft_keys_scale_the_logits_by_the_square():
         torch.testing.assert_close(b, .25 * a, atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("soften", [1., .1])
-def test_every_weight_learns_once_and_soft_keys_slowly(root, soften):
-    task = RealTask(training(soften=soften), root)
+@pytest.mark.parametrize("soften, keys, want", [(1., None, 1.), (.1, None, .1), (1., .2, .2), (.1, 1., 1.)])
+def test_every_weight_learns_once_and_soft_keys_slowly(root, soften, keys, want):
+    task = RealTask(training(soften=soften, keys=keys), root)
     network = task.build()
     groups = task.groups(network)
     learned = [id(p) for group in groups for p in group["params"]]
     assert sorted(learned) == sorted(id(p) for p in network.parameters() if p.requires_grad)
     rates = {id(p): group.get("scale", 1.) for group in groups for p in group["params"]}
-    assert {rates[id(p)] for p in network.bank.query_key.parameters()} == {soften}
+    assert {rates[id(p)] for p in network.bank.query_key.parameters()} == {want}
     assert {rates[id(p)] for p in network.decoder.parameters()} == {1.}
 
 

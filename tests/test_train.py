@@ -21,7 +21,7 @@ from stremn.memory.bank import BankConfig
 from stremn.memory.rules import RULES
 from stremn.models.hub import load
 from stremn.models.vos import VOSConfig, VOSModel
-from stremn.train import (ChameleonTask, ChameleonTraining, FitConfig, Stage, differences, fit, learning_curve,
+from stremn.train import (ChameleonTask, ChameleonTraining, FitConfig, Stage, differences, fit, learning_curve, made_by,
                           learning_rate, read_log, shorten, stage_of, steps_taken)
 
 BANK = BankConfig(memory_channels=12, query_channels=12, key_channels=8, value_channels=8, update_channels=8, slots=3,
@@ -195,6 +195,17 @@ def test_differences():
     assert differences(a, b) == ["fit.lr: 1.0, now 2.0", "task.x[1]: 2, now 3", "task.z: null, now 1",
                                  "processes: 1, now 2"]
     assert differences({"x": [1]}, {"x": [1, 2]}) == ["x: [1], now [1, 2]"]
+
+
+def test_a_field_newer_than_the_weights_had_its_default():
+    task, how = ChameleonTraining(), FitConfig()
+    config = json.loads(json.dumps({"task": plain(task), "fit": plain(how)}))
+    assert made_by(config, task, how)
+    older = {**config, "task": {k: v for k, v in config["task"].items() if k != "dice"}}
+    assert made_by(older, task, how) and not made_by(older, replace(task, dice=task.dice + 1), how)
+    assert not made_by({"task": config["task"]}, task, how)                 # how it learned is not known
+    assert not made_by({"fit": config["fit"]}, task, how)                   # nor here what
+    assert not made_by({**config, "task": {**config["task"], "gone": 1}}, task, how)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint"])
