@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RIVALS', 'SAME', 'LIVE', 'Claim', 'rows_of_study', 'difference', 'beats_all', 'equal', 'table_claims', 'with_shares',
-           'memory_claims', 'cost_claims', 'claims_table', 'all_claims', 'draw', 'against_stored', 'write_report',
-           'reproduce']
+           'memory_claims', 'cost_claims', 'common_seeds', 'wider_claims', 'claims_table', 'all_claims', 'draw',
+           'against_stored', 'write_report', 'reproduce']
 
 # %% ../nbs/62_claims.ipynb #bf1fb8b5
 import time
@@ -144,6 +144,32 @@ def cost_claims(
                          frame, in_time(frame), "60_complexity.ipynb", ".0f"))
     return out
 
+# %% ../nbs/62_claims.ipynb #a4c1d2e4
+def common_seeds(
+    rows:dict[str,list[Record]], # Of a study that may be half done
+    names:Sequence[str],         # Rows that are compared
+)->dict[str,list[Record]]:       # Those rows, with the runs that all of them have
+    "What can be paired so far."
+    here = {n:rows[n] for n in names if n in rows}
+    seeds = set.intersection(*({r.seed for r in runs} for runs in here.values())) if here else set()
+    return {n:[r for r in runs if r.seed in seeds] for n,runs in here.items() if seeds}
+
+def wider_claims(
+    root:Path|str, # Folder of the records of all studies
+)->list[Claim]:
+    "Table 1's question on real video, and Sec. 5 on prediction."
+    rival,gap,word = beats_all(rows_of_study(root, "real-davis"), "learned", metric="JF")
+    tested = f"J&F, learned − {rival or 'closest rule'}; real video, DAVIS 2016"
+    out = [Claim("learned update beats rules A–F (Table 1)", tested, gap, word, "tables/t3_davis.ipynb")]
+    others = ("convlstm", "predrnn")
+    for study,clips in (("t5-tiny", "made clips"), ("t5-small", "real clips")):
+        rows = common_seeds(rows_of_study(root, study), ("prediction", *others))
+        rival,gap,word = beats_all(rows, "prediction", others, "psnr")
+        tested = f"PSNR, ours − {rival or 'closest'}; {clips}, equal time"
+        out.append(Claim("predicts better than other memories (Sec. 5)", tested, gap, word,
+                         "tables/t5_prediction.ipynb", "+.2f"))
+    return out
+
 # %% ../nbs/62_claims.ipynb #943ac995
 def claims_table(
     claims:Sequence[Claim], # What was tested
@@ -160,7 +186,7 @@ def all_claims(
     root:Path|str, # Folder of the records of all studies
 )->list[Claim]:
     "Every claim there is a test for."
-    return [*table_claims(root), *cost_claims(root), *memory_claims(root)]
+    return [*table_claims(root), *wider_claims(root), *cost_claims(root), *memory_claims(root)]
 
 # %% ../nbs/62_claims.ipynb #c0a2a07f
 LIVE = ("t1-swapped", "t2-slots") # What seed 0, the shipped weights, can measure

@@ -446,8 +446,8 @@ VOS_NOTES_1 = (
         "`VOSConfig(skips=False)`."),
     ReadingNote("short-clips", "Sec. 4.1.1",
         "pre-training clips have 5 frames, fine-tuning clips 10; the memory has 6 slots.",
-        "that six slots never fill in pre-training: the update keys get no gradient there, and at most four "
-        "replacements per clip later.",
+        "that six slots never fill in pre-training: the update keys get no gradient there, and at most three "
+        "replacements per clip later that a frame answers for.",
         "state it, and train with fewer slots or longer clips where the choice is to be learned.",
         "`MemoryBank(slots=)`, which may also be changed later."),
     ReadingNote("training-recipe", "Sec. 4.1.1",
@@ -611,8 +611,8 @@ PREDICTION_NOTES_3 = (
     ReadingNote("prediction-optimiser", "Sec. 4.2",
         "Adam with a learning rate of 1e-3.",
         "length, batch, warm-up, schedule.",
-        "use the loop of notebook 53: AdamW, which is Adam without weight decay, warm-up and a cosine; every run "
-        "writes its rate down.",
+        "use the loop of notebook 53: AdamW, which is Adam without weight decay, warm-up and a cosine; the paper's rate"
+        " at paper size, 2e-3 for the small networks.",
         "`FitConfig(lr=, warmup=, decay_from=, weight_decay=)`, `PredictionTraining(stages=)`."),
     ReadingNote("prediction-contrast", "Sec. 4.2",
         "the input is a stack of three frames.",

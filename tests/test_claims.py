@@ -6,7 +6,7 @@ import pytest
 
 import stremn
 from stremn.claims import (RIVALS, all_claims, against_stored, beats_all, claims_table, difference, equal,
-                           memory_claims, reproduce, rows_of_study, table_claims)
+                           memory_claims, reproduce, rows_of_study, table_claims, wider_claims)
 from stremn.core import Record
 from stremn.results import VERDICTS, Interval
 from refusals import refused
@@ -57,6 +57,26 @@ def test_long_video_and_kept_frames_are_read_from_their_studies(tmp_path):
         made("oldest", [.6, .7], seed).save(tmp_path / "long")
     by = {c.says: c.verdict for c in memory_claims(tmp_path)}
     assert [v for k, v in by.items() if "long" in k] == ["reproduced"] and set(by.values()) == {"reproduced", "not run"}
+
+
+def test_prediction_has_to_beat_both_rivals(tmp_path):
+    for seed in range(3):
+        for name, level in (("convlstm", 26.), ("predrnn", 27.), ("prediction", 26.5)):
+            made(name, [level, level + 1], seed, "psnr").save(tmp_path / "t5-tiny")
+    real, tiny, small = wider_claims(tmp_path)
+    assert tiny.verdict == "not reproduced" and "predrnn" in tiny.tested and tiny.interval.mean == pytest.approx(-.5)
+    assert small.verdict == real.verdict == "not run"
+    made("prediction", [9., 9.], 3, "psnr").save(tmp_path / "t5-tiny")                    # no rival has such a run
+    assert wider_claims(tmp_path)[1].interval == tiny.interval
+
+
+def test_real_video_asks_for_every_rule(tmp_path):
+    for rule in RIVALS:
+        made(rule, [.7, .8], metric="JF").save(tmp_path / "real-davis")
+    made("learned", [.75, .85], metric="JF").save(tmp_path / "real-davis")
+    assert wider_claims(tmp_path)[0].verdict == "reproduced"
+    next((tmp_path / "real-davis").glob("reservoir*")).unlink()
+    assert wider_claims(tmp_path)[0].verdict == "not run"
 
 
 def test_only_equal_tests_are_compared():

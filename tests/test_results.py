@@ -145,7 +145,7 @@ def test_policy_table_numbers():
     records = policies()
     text = policy_table(records, rows=["oldest","learned","newest","random"])
     groups = {n:[r for r in records if r.name==n] for n in ("oldest","learned","newest")}
-    for name,word in {"learned":"reproduced","newest":"not reproduced"}.items():
+    for name,word in {"learned":"yes","newest":"no"}.items():
         own,gap = crossed_interval(score_matrix(groups[name], "J")),row_difference(groups[name], groups["oldest"])
         expected = [f"{own.mean:.3f}",f"[{own.lo:.3f}, {own.hi:.3f}]","30","2",f"{gap.mean:+.3f}"]
         assert cells(text, name)==[name,*expected,f"[{gap.lo:+.3f}, {gap.hi:+.3f}]",word]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..core import check
 from .vos import VOSModel
-from ..nets.resnet import load_backbone
+from ..nets.resnet import WIDTHS, load_backbone
 
 # %% ../../nbs/45_models.paper.ipynb #7daa625c
 STM_NAMES = {
@@ -51,7 +51,7 @@ def load_backbones(
 )->list[str]:                 # Names that have no place here
     "Start both encoders from the same ImageNet weights; the convolutions for masks stay as they are."
     found = model.config.encoder
-    check(found!="tiny", f"model: expected a ResNet as encoder, found {found}")
+    check(found in WIDTHS, f"model: expected a ResNet as encoder, found {found}")
     return [load_backbone(e, tensors) for e in (model.query_encoder, model.memory_encoder)][0]
 
 def set_checkpointing(
