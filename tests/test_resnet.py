@@ -14,6 +14,7 @@ from stremn.core import StremnError, make_generator, plain
 from stremn.memory.bank import BankConfig
 from stremn.models.hub import from_plain, load, save_weights
 from stremn.models.paper import STM_NAMES, load_backbones, load_stm, set_checkpointing
+from stremn.models.small import small_vos
 from stremn.models.vos import VOSConfig, VOSModel, paper_vos
 from stremn.nets import resnet
 from stremn.nets.aspp import ASPP
@@ -400,8 +401,9 @@ def test_both_encoders_start_from_the_same_photographs():
     assert {n.split(".")[0] for n in unused} == {"layer4", "fc"}
     for encoder in (model.query_encoder, model.memory_encoder):
         assert torch.equal(encoder.layer3[1].conv2.weight, source.layer3[1].conv2.weight)
-    with pytest.raises(StremnError, match="expected a ResNet as encoder, found tiny"):
-        load_backbones(VOSModel(VOSConfig()), source.state_dict())
+    for config in (VOSConfig(), small_vos()):
+        with pytest.raises(StremnError, match=f"expected a ResNet as encoder, found {config.encoder}"):
+            load_backbones(VOSModel(config), source.state_dict())
 
 
 def test_stms_names():
