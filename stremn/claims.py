@@ -118,16 +118,16 @@ def memory_claims(
     long,figure,names = rows_of_study(root, "long"),"figures/f5_distance.ipynb",("learned-K4", "random-K4")
     recent = crossed_interval(score_matrix(rows["learned-K6"], "recent")) if "learned-K6" in rows else None
     far = difference(rows, *names, "old")
-    out = [Claim("recent frames are kept more often (Fig. 5)", "share of a frame 2–7 back − 16–31 back, K = 6", recent,
-                 verdict(recent), figure),
+    says = "recent frames are kept more often (Fig. 5; so under any rule, notebook 61)"
+    out = [Claim(says, "share of a frame 2–7 back − 16–31 back, K = 6", recent, verdict(recent), figure),
            Claim("enough old frames are kept (Fig. 5)", "share from 16 back on, learned − random, K = 4", far,
                  verdict(far), figure)]
     looks = difference(rows, *names, "distinct")
     out.append(Claim("kept frames look distinct (Figs. 6, 7)", "looks held at the end, learned − random, K = 4", looks,
                      verdict(looks), "figures/f6_f7_kept.ipynb"))
     gap = difference(long, "learned", "oldest")
-    out.append(Claim("the memory serves long video (Sec. 1)", "J on 1,000 frames, learned − oldest", gap, verdict(gap),
-                     "figures/f_long.ipynb"))
+    out.append(Claim("learned forgetting helps in long video (Sec. 1)", "J on 1,000 frames, learned − oldest", gap,
+                     verdict(gap), "figures/f_long.ipynb"))
     return out
 
 # %% ../nbs/62_claims.ipynb #eea7c220
@@ -159,13 +159,14 @@ def wider_claims(
 )->list[Claim]:
     "Table 1's question on real video, and Sec. 5 on prediction."
     rival,gap,word = beats_all(rows_of_study(root, "real-davis"), "learned", metric="JF")
-    tested = f"J&F, learned − {rival or 'closest rule'}; real video, DAVIS 2016"
+    tested = f"J&F, learned − {rival or 'closest rule'}; real video, DAVIS 2016, 1 run"
     out = [Claim("learned update beats rules A–F (Table 1)", tested, gap, word, "tables/t3_davis.ipynb")]
     others = ("convlstm", "predrnn")
     for study,clips in (("t5-tiny", "made clips"), ("t5-small", "real clips")):
         rows = common_seeds(rows_of_study(root, study), ("prediction", *others))
         rival,gap,word = beats_all(rows, "prediction", others, "psnr")
-        tested = f"PSNR, ours − {rival or 'closest'}; {clips}, equal time"
+        runs = len(rows.get("prediction", ()))
+        tested = f"PSNR, ours − {rival or 'closest'}; {clips}, equal time, {runs} run{'s'*(runs!=1)}"
         out.append(Claim("predicts better than other memories (Sec. 5)", tested, gap, word,
                          "tables/t5_prediction.ipynb", "+.2f"))
     return out
