@@ -308,22 +308,18 @@ def tiny_parts()->tuple[Part,...]:
     return (Part("", ChameleonTraining(), FitConfig()),)
 
 def small_parts()->tuple[Part,...]:
-    "The `small` protocol: down to a low rate; longer clips, few slots, twice; several objects; soft keys; specks."
+    "The `small` protocol: down to a low rate; longer clips, few slots, twice; several objects; then with soft keys."
     common = dict(decay_from=.3, weight_decay=.01, precision="bf16")
     crowd = RealStage(1300, 3, 4, stills=.4, objects=(2, 2, 3), pasted=.8)
     several = RealTraining(stages=(crowd,), still=StillConfig(paste=.9))
     busy = dict(stills=.25, max_skip=8, objects=(1, 2, 2, 3), pasted=.6, front=FrontConfig((.35, 1.2), 2.5, .35))
     soft = (RealStage(2700, 3, 5, **busy), RealStage(600, 2, 8, **busy))
-    tiny = busy | dict(pasted=.8, front=FrontConfig((.1, 1.1), 3., .35))
-    specks = dict(stages=(RealStage(2700, 3, 5, **tiny), RealStage(600, 2, 8, **tiny)), keys=.06,
-                  still=StillConfig(paste=.9, paste_size=(.08, .6), least=.002))
     def longer(steps): return RealTraining(stages=(RealStage(steps, 2, 8, stills=.15, max_skip=8),), slots=(3, 4))
     return (Part("short", RealTraining(), FitConfig(lr=6e-4, warmup=100, **common)),
             Part("long", longer(500), FitConfig(lr=2e-4, warmup=20, **common)),
             Part("again", longer(800), FitConfig(lr=2e-4, warmup=20, **common)),
             Part("several", several, FitConfig(lr=3e-4, warmup=20, **common)),
-            Part("soft", replace(several, stages=soft, soften=.06), FitConfig(lr=3e-4, warmup=50, **common)),
-            Part("specks", replace(several, **specks), FitConfig(lr=2e-4, warmup=50, **common)))
+            Part("soft", replace(several, stages=soft, soften=.06), FitConfig(lr=3e-4, warmup=50, **common)))
 
 # %% ../nbs/57_curriculum.ipynb #d2cf3a7b
 def paper_parts()->tuple[Part,...]:
