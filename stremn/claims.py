@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RIVALS', 'SAME', 'LIVE', 'Claim', 'rows_of_study', 'difference', 'beats_all', 'equal', 'table_claims', 'with_shares',
-           'memory_claims', 'cost_claims', 'common_seeds', 'wider_claims', 'claims_table', 'all_claims', 'draw',
-           'against_stored', 'write_report', 'reproduce']
+           'memory_claims', 'cost_claims', 'wider_claims', 'claims_table', 'all_claims', 'draw', 'against_stored',
+           'write_report', 'reproduce']
 
 # %% ../nbs/62_claims.ipynb #bf1fb8b5
 import time
@@ -16,8 +16,8 @@ from pathlib import Path
 
 from .complexity import CLAIM, crossing, in_time, measured_crossing, sizes_in
 from .core import Record, check
-from .results import (Interval, by_name, crossed_interval, load_records, policy_table, row_difference,
-                            score_matrix, verdict)
+from .results import (Interval, by_name, common_seeds, crossed_interval, load_records, policy_table,
+                            row_difference, score_matrix, verdict)
 from .studies import run_study
 
 # %% ../nbs/62_claims.ipynb #dbf86087
@@ -145,15 +145,6 @@ def cost_claims(
     return out
 
 # %% ../nbs/62_claims.ipynb #a4c1d2e4
-def common_seeds(
-    rows:dict[str,list[Record]], # Of a study that may be half done
-    names:Sequence[str],         # Rows that are compared
-)->dict[str,list[Record]]:       # Those rows, with the runs that all of them have
-    "What can be paired so far."
-    here = {n:rows[n] for n in names if n in rows}
-    seeds = set.intersection(*({r.seed for r in runs} for runs in here.values())) if here else set()
-    return {n:[r for r in runs if r.seed in seeds] for n,runs in here.items() if seeds}
-
 def wider_claims(
     root:Path|str, # Folder of the records of all studies
 )->list[Claim]:

@@ -331,6 +331,7 @@ def chosen(
     check(not unknown, f"--parts: expected {wanted}, found {', '.join(unknown)}")
     return [p for p in parts if not names or p.name in names]
 
+# %% ../nbs/65_cli.ipynb #f941f140
 def tell_dry(
     record, # From a dry run
 )->None:

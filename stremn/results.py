@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VERDICTS', 'BETTER', 'T95', 'Interval', 'bootstrap_interval', 'paired_difference', 'crossed_interval', 'verdict',
            'load_records', 'stored_record', 'clip_scores', 'score_matrix', 'check_paired', 'by_name', 'row_difference',
-           'policy_table', 'compare']
+           'common_seeds', 'policy_table', 'compare']
 
 # %% ../nbs/03_results.ipynb #df0a9418
 from collections import defaultdict
@@ -174,6 +174,16 @@ def row_difference(
     check_paired(a, b, metric)
     return crossed_interval(score_matrix(a, metric)-score_matrix(b, metric), draws, seed)
 
+# %% ../nbs/03_results.ipynb #c0335eed
+def common_seeds(
+    rows:dict[object,list[Record]], # Of a study that may be half done
+    names:Iterable[object],         # Rows that are compared
+)->dict[object,list[Record]]:    # Those rows, with the runs that all of them have
+    "What can be paired so far."
+    here = {n:rows[n] for n in names if n in rows}
+    seeds = set.intersection(*({r.seed for r in runs} for runs in here.values())) if here else set()
+    return {n:[r for r in runs if r.seed in seeds] for n,runs in here.items() if seeds}
+
 # %% ../nbs/03_results.ipynb #e095976c
 BETTER = {"reproduced":"yes", "not reproduced":"no"}                       # verdicts as answers to "better?"
 
@@ -198,10 +208,8 @@ def policy_table(
     for name in rows or sorted(scores, key=lambda name: -scores[name].mean()):
         ran,gap = name in scores,None
         if ran and name!=reference and reference in scores:                # a study may be half done: common seeds
-            mine,other = groups[name],groups[reference]
-            both = {r.seed for r in mine} & {r.seed for r in other}
-            mine,other = ([r for r in g if r.seed in both] for g in (mine, other))
-            if both: gap = row_difference(mine, other, metric, draws, seed)
+            both = common_seeds(groups, (name, reference))
+            if both: gap = row_difference(both[name], both[reference], metric, draws, seed)
         cells = _interval_cells(crossed_interval(scores[name], draws, seed) if ran else None, ".3f")
         cells += [str(n) for n in scores[name].shape[::-1]] if ran else ["",""]
         word = "reference" if ran and name==reference else verdict(gap)
