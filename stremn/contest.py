@@ -26,6 +26,7 @@ from .forecasting import (
 from .memory.rules import RULES
 from .models.hub import available, load
 from .models.prediction import PredictionConfig, paper_prediction
+from .models.recall import RecallConfig
 from .models.recurrent import BASELINES, ConvLSTMConfig, PredRNNConfig, SimVPConfig
 from .results import stored_record
 from .train import FitConfig, made_by, shorten
@@ -38,9 +39,10 @@ class Lesson:
     fit:FitConfig=FitConfig(lr=2e-3, warmup=20, weight_decay=0., precision="bf16", save_every=50)
 
 def _long(name:str, steps:int|None=None, vary:float=0.)->Lesson: # The small networks, until they are good
-    "An hour on one thread of a CPU, less with fewer steps; the horizon grows to that of the test."
-    stages = (PredictionStage(2400, 8, 4), PredictionStage(1400, 8, 10), PredictionStage(600, 8, 20))
-    training = shorten(PredictionTraining(protocol=name, stages=stages, sampling=(.5, 0.), vary=vary), steps)
+    "An hour or two on one thread of a CPU, less with fewer steps; the horizon grows from 1 to that of the test."
+    stages = tuple(PredictionStage(n, 8, ahead) for n,ahead in ((3000, 1), (2000, 4), (1500, 10), (700, 20)))
+    whole = PredictionTraining(RecallConfig(), name, stages=stages, sampling=(.5, 0.), vary=vary)
+    training = shorten(whole, steps)
     return Lesson(training, FitConfig(lr=2e-3, warmup=100, weight_decay=0., save_every=50))
 
 def _paper(name:str)->Lesson: # The paper's network on one of its data sets
@@ -50,7 +52,7 @@ def _paper(name:str)->Lesson: # The paper's network on one of its data sets
     training = PredictionTraining(paper_prediction(channels=p.channels), name, p.observed, stages, gradient=1.)
     return Lesson(training, FitConfig(lr=1e-3, warmup=500, decay_from=0., weight_decay=0., save_every=1000))
 
-LESSONS = {"tiny":_long("tiny"), "small":_long("small", 1600, .4),
+LESSONS = {"tiny":_long("tiny"), "small":_long("small", 2400, .4),
            **{name:_paper(name) for name in ("kth", "h36m", "mmnist")}}
 CONTEST = {"tiny":Lesson(), "small":Lesson(PredictionTraining(protocol="small"))} # five minutes for everybody
 
@@ -84,28 +86,28 @@ class Contestant:
     pace:float=1.
 
 CONTESTANTS = {
+    "recall":Contestant(RecallConfig()), "recall-without":Contestant(RecallConfig(memory=False), 1.15),
     "prediction":Contestant(PredictionConfig()), "prediction-without":Contestant(PredictionConfig(memory=False), 1.15),
     "convlstm":Contestant(ConvLSTMConfig(), 2.5), "predrnn":Contestant(PredRNNConfig(), 1.5),
     "simvp":Contestant(SimVPConfig(), 3.1)}
 
 def lesson_of(
-    name:str,             # Key of `CONTESTANTS`
+    name:str|None=None,   # Key of `CONTESTANTS`; None: the network that the protocol is made for
     protocol:str="tiny",  # Key of `lessons`; at paper size the network is the paper's
     seed:int=0,           # Of the run
     lessons:dict[str,Lesson]=LESSONS, # Or `CONTEST`
 )->Lesson:
     "The same clips, losses and time for everybody."
-    check(name in CONTESTANTS, f"network: expected one of {', '.join(CONTESTANTS)}, found {name!r}")
+    check(name is None or name in CONTESTANTS, f"network: expected one of {', '.join(CONTESTANTS)}, found {name!r}")
     check(protocol in lessons, f"protocol: expected one of {', '.join(lessons)}, found {protocol!r}")
-    lesson,c = lessons[protocol],CONTESTANTS[name]
-    ours,fit = lesson.training,replace(lesson.fit, seed=seed)
-    if name=="prediction": return replace(lesson, fit=fit)
-    own = name=="prediction-without"
-    check(own or protocol in ("tiny", "small"), f"network: expected prediction or prediction-without at the size of "
-          f"{protocol}, found {name}; the baselines have the weights of the small networks")
-    model = replace(ours.model, memory=False) if own else c.model
-    steps = round(c.pace*sum(s.steps for s in ours.stages))
-    return Lesson(shorten(replace(ours, model=model), steps), fit)
+    lesson = lessons[protocol]
+    ours,fit,full = lesson.training,replace(lesson.fit, seed=seed),protocol not in ("tiny", "small")
+    if name is None: return replace(lesson, fit=fit)
+    check(not full or name in ("prediction", "prediction-without"), "network: expected prediction or prediction-without "
+          f"at the size of {protocol}, found {name}; the others have the weights of the small networks")
+    model,pace = CONTESTANTS[name].model,CONTESTANTS[name].pace
+    if full: model = replace(ours.model, memory=model.memory)
+    return Lesson(shorten(replace(ours, model=model), round(pace*sum(s.steps for s in ours.stages))), fit)
 
 # %% ../nbs/63_contest.ipynb #6b3c1781
 def was_taught(
@@ -154,9 +156,9 @@ def contests()->dict[str,tuple[Entry,...]]: # name -> rows
     t = PredictionProtocol()
     real = replace(t, protocol="small", clips=0)                             # all windows of the test
     names = ("copy", "velocity", *CONTESTANTS)
-    rules = [*(Entry(r, test=replace(t, policy=r)) for r in RULES),
-             Entry("unbounded", test=replace(t, policy="oldest", slots=None))]
-    slots = [Entry(f"K{k}", test=replace(t, slots=k)) for k in range(9)]
+    rules = [*(Entry(r, "recall", replace(t, policy=r)) for r in RULES),
+             Entry("unbounded", "recall", replace(t, policy="oldest", slots=None))]
+    slots = [Entry(f"K{k}", "recall", replace(t, slots=k)) for k in range(9)]
     def shipped(name, test): # The shipped network as it is, with one slot, and without a memory
         taken = (Entry(f"{name}-K{k}", name, replace(test, slots=k)) for k in (1, 0))
         return *(Entry(n, n, test) for n in ("copy", "velocity", name)),*taken

@@ -41,7 +41,7 @@ def little(monkeypatch):
 @pytest.mark.parametrize("protocol", ["tiny", "small"])
 @pytest.mark.parametrize("name", CONTESTANTS)
 def test_everybody_gets_the_same_but_the_steps(lessons, protocol, name):
-    ours, theirs = (lesson_of(n, protocol, 3, lessons) for n in ("prediction", name))
+    ours, theirs = (lesson_of(n, protocol, 3, lessons) for n in (None, name))
     assert ours.training == lessons[protocol].training
     assert theirs.fit == ours.fit and theirs.fit.seed == 3
     same = replace(theirs.training, model=ours.training.model, stages=ours.training.stages)
@@ -130,7 +130,7 @@ def test_films_are_read_by_the_protocol(tmp_path, monkeypatch):
     monkeypatch.setattr(contest, "training_films", films)
     task = prediction_task(LESSONS["small"].training, tmp_path, 32)
     assert asked == [("small", 32, "train"), ("small", 32, "choose")]
-    assert task.batch(0, 0, 0).frames.shape == (8, 14, 1, 32, 32) and task.config.clip.size == 32
+    assert task.batch(0, 0, 0).frames.shape == (8, 11, 1, 32, 32) and task.config.clip.size == 32
     assert prediction_task(LESSONS["tiny"].training, size=32).batch(0, 0, 0).frames.shape[-1] == 32
 
 

@@ -36,6 +36,7 @@ class BankConfig:
     per_object:bool=False      # One decision per object (True) or per video (False)
     similarity:str="dot"       # Read with "dot" (STM) or "l2" (STCN)
     top_k:int|None=None        # Read only the best k memory pixels
+    locality:float=0.          # Read near one's own place first: what a pixel one cell away loses in the exponent
     shared_keys:bool=False     # One key head for query and memory frames, fed by the query encoder (STCN)
     tau:float=1.               # Temperature of Eq. 3
     noise:str="train"          # Gumbel noise: "train", "always" or "never"
@@ -47,6 +48,7 @@ class BankConfig:
                              "noise":("train", "always", "never")}.items():
             check(getattr(self, name) in allowed,
                   f"unknown {name} {getattr(self, name)!r}: expected one of {', '.join(allowed)}")
+        check(self.locality>=0, f"locality: expected 0 or more, found {self.locality}")
         check(self.pinned>=0, f"pinned: expected 0 or more slots, found {self.pinned}")
 
 # %% ../../nbs/25_memory.bank.ipynb #c478f805
@@ -96,7 +98,8 @@ class Heads(nn.Module):
     )->Tensor:                 # (B,2*Dv,H,W)
         "Eq. 5: what the memory knows about each query pixel, and the query's own value."
         c,key,value = self.config,*(per_row(head(query_features), group) for head in (self.query_key, self.query_value))
-        return torch.cat([read(key, memory, c.similarity, c.top_k, equal_widths=self.equal_widths), value], 1)
+        told = read(key, memory, c.similarity, c.top_k, locality=c.locality, equal_widths=self.equal_widths)
+        return torch.cat([told, value], 1)
 
 # %% ../../nbs/25_memory.bank.ipynb #be1e3519
 def candidate_slots(
@@ -201,7 +204,7 @@ def attended(
     config:BankConfig, # How the memory is read
 )->Tensor:             # (B,n,2) tallies, this frame included
     "Count the attention that a frame pays to each slot."
-    weight = affinity(template.key, memory, config.similarity, config.top_k).mean(1)  # (B,M)
+    weight = affinity(template.key, memory, config.similarity, config.top_k, locality=config.locality).mean(1) # (B,M)
     return count_use(memory.use, weight.unflatten(-1, (memory.slots, -1)).sum(-1))
 
 def one_way(

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import gcd, prod
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +64,7 @@ class PredictionConfig:
     strides:tuple[int,...]=(2, 1, 2, 1, 2, 1)      # Of each encoder block
     groups:int=8                   # Of the group normalisation; fewer where they do not divide the channels
     slope:float=.2                 # Of the leaky ReLU below zero
+    outputs:ClassVar[tuple[str,...]] = OUTPUTS # What `output` may be
     output:str="blend"             # "sigmoid", "clamp": the decoder draws all; "blend": it draws over the newest frame
     contrast:bool=True             # The encoder is shown differences of frames, enlarged; False: the frames as they are
     memory:bool=True               # False: nothing is stored and the read-out is zero (K = 0)
@@ -78,7 +80,8 @@ class PredictionConfig:
             check(getattr(self, name)>=1, f"{name}: expected 1 or more, found {getattr(self, name)}")
         check(min(*self.widths, *self.strides)>=1,
               f"widths, strides: expected 1 or more, found {self.widths}, {self.strides}")
-        check(self.output in OUTPUTS, f"output: expected one of {', '.join(OUTPUTS)}, found {self.output!r}")
+        check(self.output in self.outputs,
+              f"output: expected one of {', '.join(self.outputs)}, found {self.output!r}")
         for name in ("memory_channels", "query_channels"):
             found = getattr(self.bank, name)
             check(found==self.widths[-1], f"bank.{name}: expected {self.widths[-1]}, the last of widths, found {found}")
@@ -164,21 +167,27 @@ class PredictionParts(nn.Module):
 # %% ../../nbs/41_models.prediction.ipynb #4e9cf0b2
 class Answering(PredictionParts):
     "The parts, and how they answer and remember."
+    def ask(self,
+        memory:Memory|None, # What is remembered; None: nothing
+        features:Tensor,    # (V,c,h,w) encoder's map of the newest frames
+    )->Tensor:              # (V,2*Dv,h,w) what was read, and the query's own value
+        "Eq. 5; the first half is zero where nothing is remembered."
+        if memory is not None: return self.bank.read(memory, features)
+        value = self.bank.query_value(features)                                # (V,Dv,h,w)
+        return torch.cat([torch.zeros_like(value), value], 1)
+
     def look(self,
         memory:Memory|None, # What is remembered; None: nothing
         features:Tensor,    # (V,c,h,w) encoder's map of the newest frames
         last:Tensor,        # (V,C,H,W) newest frame
     )->Tensor:              # (V,C,H,W) next frame
-        "Eq. 5, decode, compose."
-        if memory is None:
-            value = self.bank.query_value(features)                            # (V,Dv,h,w)
-            answer = torch.cat([torch.zeros_like(value), value], 1)            # (V,2*Dv,h,w)
-        else: answer = self.bank.read(memory, features)
-        return compose(self.leave(self.decoder(answer)), last, self.config.output)
+        "Ask, decode, compose."
+        return compose(self.leave(self.decoder(self.ask(memory, features))), last, self.config.output)
 
     def remember(self,
         memory:Memory|None, # What is remembered so far
         features:Tensor,    # (V,c,h,w) encoder's map of the newest frames
+        last:Tensor,        # (V,C,H,W) newest frame; not kept here, but in notebook 44
         t:int,              # Index of the newest of them
         generator:torch.Generator|None=None, # Source of all randomness
     )->Memory|None:         # The memory after it; None where nothing is ever stored
@@ -208,9 +217,8 @@ class Rolling(Answering):
         generator:torch.Generator|None=None, # Source of all randomness
     )->tuple[Tensor,Memory|None]: # (V,C,H,W) frame t+1; the memory after the step
         "Read, then insert."
-        features = self.encoder(stack)
-        frame = self.look(memory, features, stack[:,-self.config.channels:])
-        return frame,self.remember(memory, features, t, generator)
+        features,last = self.encoder(stack),stack[:,-self.config.channels:]
+        return self.look(memory, features, last),self.remember(memory, features, last, t, generator)
 
     def roll_out(self,
         memory:Memory|None,   # What is remembered
@@ -267,7 +275,7 @@ class PredictionModel(Rolling):
         maps = self.encoder(torch.cat(stacks)).chunk(len(stacks)) if stacks else ()            # M-1 of (V,c,h,w)
         for t,features in enumerate(maps):
             if warm_up: early.append(self.look(memory, features, seen[t]))
-            memory = self.remember(memory, features, t, generator)
+            memory = self.remember(memory, features, seen[t], t, generator)
         late = self.roll_out(memory, list(seen[-n:]), len(seen)-1, future, truth, sampling, generator)
         return torch.stack([*early, *late], 1)
 
@@ -341,7 +349,7 @@ class VideoPredictor(Watching):
         if self.recent:
             with under_policy(self.model, self.policy, self.slots) as model:
                 features = model.encoder(stacked(self.recent, c.stack))
-                self.memory = model.remember(self.memory, features, self.t-1, self.generator)
+                self.memory = model.remember(self.memory, features, self.recent[-1], self.t-1, self.generator)
         self.recent = [*self.recent, frame[None].to(next(self.model.parameters()))][-c.stack:]
         self.t += 1
         return self
