@@ -27,7 +27,7 @@ from .memory.rules import RULES
 from .models.hub import available, load
 from .models.prediction import PredictionConfig, paper_prediction
 from .models.recall import RecallConfig
-from .models.recurrent import BASELINES, ConvLSTMConfig, PredRNNConfig, SimVPConfig
+from .models.recurrent import BASELINES, PLAIN, ConvLSTMConfig, PredRNNConfig, SimVPConfig
 from .results import stored_record
 from .train import FitConfig, made_by, shorten
 
@@ -103,8 +103,8 @@ def lesson_of(
     lesson = lessons[protocol]
     ours,fit,full = lesson.training,replace(lesson.fit, seed=seed),protocol not in ("tiny", "small")
     if name is None: return replace(lesson, fit=fit)
-    check(not full or name in ("prediction", "prediction-without"), "network: expected prediction or prediction-without "
-          f"at the size of {protocol}, found {name}; the others have the weights of the small networks")
+    check(not full or name in ("prediction", "prediction-without"), "network: expected prediction or "
+          f"prediction-without at the size of {protocol}, found {name}; the others are as small as the small ones")
     model,pace = CONTESTANTS[name].model,CONTESTANTS[name].pace
     if full: model = replace(ours.model, memory=model.memory)
     return Lesson(shorten(replace(ours, model=model), round(pace*sum(s.steps for s in ours.stages))), fit)
@@ -118,7 +118,7 @@ def was_taught(
     return made_by(config, lesson.training, lesson.fit)
 
 def predictor(
-    name:str,             # Key of `CONTESTANTS`, one of `available()`, or "copy" or "velocity", which learn nothing
+    name:str,             # Key of `CONTESTANTS`, one of `available()`, or one of `PLAIN`, which learn nothing
     seed:int,             # Of the run
     runs:Path|str,        # Folder of all runs
     protocol:str="tiny",  # Key of `CONTEST`
@@ -143,11 +143,11 @@ def predictor(
 class Entry:
     "One row: which network, tested how."
     name:str                            # Of the row and of its records
-    network:str="prediction"            # Key of `CONTESTANTS`, one of `available()`, "copy" or "velocity"
+    network:str="prediction"            # Key of `CONTESTANTS`, one of `available()`, or one of `PLAIN`
     test:PredictionProtocol=field(default_factory=PredictionProtocol)
 
     @property
-    def learns(self)->bool: # The others have no seeds: what is shipped, "copy" and "velocity"
+    def learns(self)->bool: # The others have no seeds: what is shipped, and `PLAIN`
         "Is it trained for the contest?"
         return self.network in CONTESTANTS
 
@@ -155,13 +155,13 @@ def contests()->dict[str,tuple[Entry,...]]: # name -> rows
     "The studies behind Table 5."
     t = PredictionProtocol()
     real = replace(t, protocol="small", clips=0)                             # all windows of the test
-    names = ("copy", "velocity", *CONTESTANTS)
+    names = (*PLAIN, *CONTESTANTS)
     rules = [*(Entry(r, "recall", replace(t, policy=r)) for r in RULES),
              Entry("unbounded", "recall", replace(t, policy="oldest", slots=None))]
     slots = [Entry(f"K{k}", "recall", replace(t, slots=k)) for k in range(9)]
     def shipped(name, test): # The shipped network as it is, with one slot, and without a memory
         taken = (Entry(f"{name}-K{k}", name, replace(test, slots=k)) for k in (1, 0))
-        return *(Entry(n, n, test) for n in ("copy", "velocity", name)),*taken
+        return *(Entry(n, n, test) for n in (*PLAIN, name)),*taken
     return {"t5-tiny":tuple(Entry(n, n) for n in names), "t5-swapped":tuple(rules), "t5-slots":tuple(slots),
             "t5-small":tuple(Entry(n, n, real) for n in names),
             "t5-shipped":shipped("prediction-tiny", t), "t5-shipped-small":shipped("prediction-small", real)}

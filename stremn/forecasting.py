@@ -25,7 +25,7 @@ from .losses import prediction_loss
 from .metrics.frames import FrameScore, score_frames
 from .models.hub import TASKS, load, read_file, save_weights
 from .models.prediction import PredictionConfig, PredictionModel, slots_to_use, under_policy
-from .models.recurrent import BASELINES, SimVP
+from .models.recurrent import BASELINES, PLAIN, SimVP
 from .train import FitConfig, Run, fit, stage_of, steps_taken
 
 # %% ../nbs/59_forecasting.ipynb #002e834b
@@ -270,7 +270,7 @@ def fit_averaged(
 class PredictionProtocol:
     "Scores of predictions: which weights, which clips, how far ahead."
     protocol:str="tiny"            # "tiny": Strollers; or a name of `stremn.data.prediction.FILM_PROTOCOLS`
-    weights:str="prediction-tiny"  # What `stremn.load` accepts; or "copy" or "velocity", which have none
+    weights:str="prediction-tiny"  # What `stremn.load` accepts; or one of `PLAIN`, which have none
     policy:str|None=None           # Key of RULES; None: the network's own
     slots:int|None|str="default"   # K; 0: memory removed; None: never forget; "default": the network's own
     observed:int=10                # M
@@ -299,7 +299,7 @@ def measure_prediction(
 )->tuple[Record,dict[str,FrameScore]]: # The record; metric -> a value for each frame of each clip
     "One row of a prediction table, with the training of its weights in the config."
     began = time.perf_counter()
-    if model is None: model = BASELINES[c.weights]() if c.weights in ("copy", "velocity") else load(c.weights)
+    if model is None: model = BASELINES[c.weights]() if c.weights in PLAIN else load(c.weights)
     frames,names = clips_to_test(c) if clips is None else clips                  # (n,M+N,C,H,W)
     found = predict_clips(model, frames[:,:c.observed], c.future, c.policy, c.slots, c.seed)
     scores = score_frames(found, frames[:,c.observed:], c.convention, c.metrics)

@@ -29,7 +29,7 @@ from .infer import all_or_nothing, as_frame, check_goal
 from .metrics.frames import score_frames
 from .models.hub import load
 from .models.prediction import PredictionModel, VideoPredictor, stacked, under_policy
-from .models.recurrent import BASELINES, ConstantVelocity, CopyLast
+from .models.recurrent import BASELINES, PLAIN
 
 # %% ../nbs/64_foresee.ipynb #f24c057f
 SIZE,OBSERVED = 64,10 # Where no card says
@@ -48,12 +48,12 @@ def wants(
     model:nn.Module, # Any network of notebooks 41 and 43
 )->Wants:
     "Read config and card."
-    config,plain = getattr(model, "config", None),isinstance(model, CopyLast|ConstantVelocity)
+    config,plain = getattr(model, "config", None),isinstance(model, tuple(BASELINES[n] for n in PLAIN))
     check(plain or config is not None, f"model: expected a predicting network, found {type(model).__name__}")
     if not plain: kind_of(config)
     card = ((getattr(model, "card", None) or {}).get("config") or {}).get("task") or {} # as `fit` leaves it
     films = FILM_PROTOCOLS.get(card.get("protocol"))
-    least = getattr(config, "observed", 2 if isinstance(model, ConstantVelocity) else 1)
+    least = getattr(config, "observed", 2 if isinstance(model, BASELINES["velocity"]) else 1)
     multiple = (getattr(config, "multiple", None) or getattr(config, "patch", None) or
                 prod(getattr(config, "strides", (1,))))
     return Wants(getattr(config, "channels", 3), (card.get("clip") or {}).get("size", SIZE),
@@ -61,12 +61,12 @@ def wants(
                  films.view if films else "square", films.antialias if films else True)
 
 def find_predictor(
-    model:nn.Module|str|Path, # Network; what `stremn.load` accepts; or "copy" or "velocity", which have no weights
+    model:nn.Module|str|Path, # Network; what `stremn.load` accepts; or one of `PLAIN`, which have none
     device:str="cpu",         # "cpu", "cuda" or "auto"
 )->nn.Module:                 # There
     "A network that predicts, from wherever it is."
     if isinstance(model, nn.Module): return model.to(pick_device(device))
-    return BASELINES[model]() if model in ("copy", "velocity") else load(model, device)
+    return BASELINES[model]() if model in PLAIN else load(model, device)
 
 # %% ../nbs/64_foresee.ipynb #b76a7ac7
 def stretch(
@@ -286,7 +286,7 @@ def write_dream(
 
 # %% ../nbs/64_foresee.ipynb #45ce21c6
 def predict_source(
-    model:nn.Module|str|Path, # Network; what `stremn.load` accepts; or "copy" or "velocity"
+    model:nn.Module|str|Path, # Network; what `stremn.load` accepts; or one of `PLAIN`
     source:Path|str|Iterable, # Video file or folder of frames; or yields (name, frame, mask or None)
     out:Path|str="predicted", # Folder to make: a PNG a frame, predicted.mp4, metrics.csv where the future is known
     observe:int|None=None,    # M, frames to watch; None: as many as in training, or 10

@@ -639,6 +639,12 @@ PREDICTION_NOTES_3 = (
 
 # %% ../nbs/02_paper.ipynb #5431672c
 BASELINE_NOTES = (
+    ReadingNote("pixels-in-a-slot", "Secs. 3.2 and 4.2",
+        "a slot holds the feature map of a frame.",
+        "nothing. But a decoder without skips has to paint from it what the newest frame shows for free.",
+        "keep the frame's pixels beside it in one network, `recall`, which is beside the paper and which the small "
+        "weights for prediction are made with; its attention also prefers its own place.",
+        "`stremn train prediction --network prediction`, the network without pixels; `BankConfig(locality=)`."),
     ReadingNote("baseline-roll-out", "Table 5, ConvLSTM and PredRNN",
         "one line for each, quoted.",
         "how they forecast. Shi et al. start a second stack of cells from the state of the first; PredRNN's "

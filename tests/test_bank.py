@@ -234,15 +234,31 @@ def test_candidates():
 # ---- reading -------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize("similarity, top_k", [("dot", None), ("l2", 3)])
-def test_read_appends_the_value_of_the_query(shared, similarity, top_k):
-    bank = MemoryBank(SMALL, slots=3, shared_keys=shared, similarity=similarity, top_k=top_k)
+@pytest.mark.parametrize("similarity, top_k, locality", [("dot", None, 0.), ("l2", 3, 0.), ("l2", None, .5)])
+def test_read_appends_the_value_of_the_query(shared, similarity, top_k, locality):
+    bank = MemoryBank(SMALL, slots=3, shared_keys=shared, similarity=similarity, top_k=top_k, locality=locality)
     group, query, memory = torch.tensor([1, 0, 1]), torch.randn(2, 4, 2, 2), None
     for t, x in enumerate(maps(5, 3)):
         memory = bank.write(memory, bank.template(x, query, group), t, group)
     out = bank.read(memory, query, group)
-    want = read(bank.query_key(query)[group], memory, similarity, top_k)
+    want = read(bank.query_key(query)[group], memory, similarity, top_k, locality=locality)
     assert torch.equal(out, torch.cat([want, bank.query_value(query)[group]], 1)) and out.shape == (3, 4, 2, 2)
+
+
+def test_attention_is_counted_as_it_is_read():
+    bank = MemoryBank(SMALL, slots=3, locality=.5, similarity="l2", policy="lfu")
+    memory, drawn = None, torch.zeros(2, 3)
+    for t, x in enumerate(maps(5, 2)):
+        new = bank.template(x)
+        if t == 3:
+            weight = affinity(new.key, memory, "l2", locality=.5).mean(1).unflatten(-1, (3, -1)).sum(-1)
+            use = bank.choose(memory, new, t).use
+            drawn = use[..., 0] - memory.use[..., 0]
+            torch.testing.assert_close(drawn, weight)
+        memory = bank.write(memory, new, t)
+    assert drawn.sum(1).tolist() == pytest.approx([1, 1])
+    with pytest.raises(StremnError, match="locality: expected 0 or more, found -1"):
+        replace(SMALL, locality=-1)
 
 
 def test_shared_keys_come_from_the_query_encoder():

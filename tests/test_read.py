@@ -27,7 +27,7 @@ def draw(seed, dtype=torch.float32, **sizes):
                       torch.randn(B, n, Dv, H, W, generator=g).to(dtype)))
 
 
-def judge(query, memory, similarity="dot", top_k=None, scale=None):
+def judge(query, memory, similarity="dot", top_k=None, scale=None, locality=0.):
     "Attention in numpy float64, pixel by pixel; answer and weights."
     q, k, v = (x.detach().double().numpy() for x in (query, memory.keys, memory.values))
     B, n, Dk, H, W = k.shape
@@ -40,9 +40,11 @@ def judge(query, memory, similarity="dot", top_k=None, scale=None):
         for p in range(P):
             x = q[b, :, p // q.shape[3], p % q.shape[3]]
             likeness = np.array([x @ key if similarity == "dot" else -((x - key) ** 2).sum() for key in keys])
-            e = np.exp(scale * (likeness - likeness.max()))
+            apart = np.array([(p // q.shape[3] - r) ** 2 + (p % q.shape[3] - c) ** 2 for _, r, c in where])
+            logits = scale * likeness - locality * apart
+            e = np.exp(logits - logits.max())
             if top_k is not None:
-                e[np.argsort(-likeness)[top_k:]] = 0
+                e[np.argsort(-logits)[top_k:]] = 0
             weights[b, p] = e / e.sum()
             answer[b, :, p] = sum(w * v[b, i, :, r, c] for w, (i, r, c) in zip(weights[b, p], where))
     return answer.reshape(B, -1, *q.shape[2:]), weights
@@ -56,6 +58,18 @@ def test_equals_numpy_in_float64(seed):
         answer, weights = judge(query, memory, **options)
         np.testing.assert_allclose(read(query, memory, **options).numpy(), answer, atol=1e-10)
         np.testing.assert_allclose(affinity(query, memory, **options).numpy(), weights, atol=1e-10)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_locality_equals_numpy_in_float64(seed):
+    query, memory = draw(seed, torch.float64, H=4, W=3, h=4, w=3)
+    for options in ({}, {"similarity": "l2", "scale": .7}, {"top_k": 3}, {"similarity": "l2", "top_k": 10**6}):
+        for locality in (.1, 1., 30.):
+            answer, weights = judge(query, memory, **options, locality=locality)
+            for equal in (False, True):
+                told = read(query, memory, **options, locality=locality, equal_widths=equal)
+                np.testing.assert_allclose(told.numpy(), answer, atol=1e-10)
+            np.testing.assert_allclose(affinity(query, memory, **options, locality=locality), weights, atol=1e-10)
 
 
 @pytest.mark.parametrize("similarity", ["dot", "l2"])
@@ -91,10 +105,11 @@ def test_equal_widths_take_the_kernel_without_a_table(similarity, Dk, Dv):
 
 
 @pytest.mark.parametrize("similarity", ["dot", "l2"])
-@pytest.mark.parametrize("top_k", [None, 3])
-def test_gradients(similarity, top_k):
-    query, memory = draw(3, torch.float64, B=2, n=2, Dk=3, Dv=2, H=2, W=2, h=1, w=3)
-    def f(q, k, v): return read(q, memory._replace(keys=k, values=v), similarity, top_k)
+@pytest.mark.parametrize("top_k, locality", [(None, 0.), (3, 0.), (None, .5), (3, .5)])
+def test_gradients(similarity, top_k, locality):
+    h, w = (2, 2) if locality else (1, 3)
+    query, memory = draw(3, torch.float64, B=2, n=2, Dk=3, Dv=2, H=2, W=2, h=h, w=w)
+    def f(q, k, v): return read(q, memory._replace(keys=k, values=v), similarity, top_k, locality=locality)
     inputs = [x.clone().requires_grad_() for x in (query, memory.keys, memory.values)]
     assert torch.autograd.gradcheck(f, inputs)
 

@@ -1,4 +1,4 @@
-"""Contracts of the network that recalls pixels: judged by loops, causal, streaming equal to whole clips, every weight learns."""
+"""Contracts of the network that recalls pixels: judged by loops, causal, streams equal clips, every weight learns."""
 from dataclasses import replace
 
 import pytest
@@ -88,7 +88,8 @@ def hand(m, frames, future, K):
     return torch.stack(whole)
 
 
-@pytest.mark.parametrize("channels, bank", [(1, {}), (3, {"similarity": "dot"}), (1, {"locality": 0.}), (1, {"slots": 1})])
+@pytest.mark.parametrize("channels, bank", [
+    (1, {}), (3, {"similarity": "dot"}), (1, {"locality": 0.}), (1, {"slots": 1})])
 @torch.no_grad()
 def test_forward_equals_the_hand_loop(channels, bank):
     model, frames = network(1, bank={"policy": "oldest", **bank}, channels=channels), video(2, 5, channels)

@@ -1,4 +1,5 @@
 """Contracts of the prediction baselines: cells against loops in float64, causality, one call for all."""
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,8 +8,8 @@ from stremn.core import StremnError, make_generator, plain
 from stremn.models.hub import TASKS, from_plain, load, save_weights
 from stremn.models.prediction import OUTPUTS, PredictionModel
 from stremn.models.recurrent import (BASELINES, ConstantVelocity, ConvLSTM, ConvLSTMCell, ConvLSTMConfig, CopyLast,
-                                     Inception, PredRNN, PredRNNConfig, SimVP, SimVPConfig, STLSTMCell, correlate_phase,
-                                     global_shift, moved)
+                                     Inception, MedianOfSeen, PredRNN, PredRNNConfig, SimVP, SimVPConfig, STLSTMCell,
+                                     correlate_phase, global_shift, moved)
 
 SMALL = {"convlstm": lambda **c: ConvLSTM(ConvLSTMConfig(**dict(hidden=3, layers=2, kernel=3, patch=2) | c)),
          "predrnn": lambda **c: PredRNN(PredRNNConfig(**dict(hidden=3, layers=2, kernel=3, patch=2) | c)),
@@ -54,6 +55,14 @@ def test_every_circular_shift_is_found(H, W):
             assert global_shift(a, b).tolist() == [[dy, dx]] * 2
             torch.testing.assert_close(r.amax((1, 2)), torch.ones(2, dtype=torch.float64))
             torch.testing.assert_close(r.abs().sum((1, 2)), torch.ones(2, dtype=torch.float64), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("M", [1, 2, 5, 10])
+def test_the_median_is_numpys(M):
+    frames = video(2, M, 3)
+    out = MedianOfSeen()(frames, 3)
+    assert out.shape == (2, 3, 3, 8, 12) and torch.equal(out[:, 0], out[:, 2])
+    np.testing.assert_allclose(out[:, 0], np.median(frames.numpy(), 1), rtol=0, atol=1e-15)
 
 
 def test_flat_pictures_do_not_move():

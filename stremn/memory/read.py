@@ -45,6 +45,7 @@ def query_and_keys(
     q,k = as_dot_product(query_key.flatten(2).transpose(1, 2), pixels(memory.keys), similarity)
     return q*(query_key.shape[1]**-.5 if scale is None else scale), k
 
+# %% ../../nbs/24_memory.read.ipynb #f7a2ce88
 def place_bias(
     query_key:Tensor, # (B,Dk,H,W) keys of the query frame
     memory:Memory,    # n filled slots; with a locality, of the same height and width
@@ -59,6 +60,7 @@ def place_bias(
     at = torch.cartesian_prod(torch.arange(H), torch.arange(W)).to(query_key)    # (P,2) row and column
     return -locality*(at[:,None]-at).square().sum(-1).repeat(1, n)
 
+# %% ../../nbs/24_memory.read.ipynb #f7a2ce89
 def affinity(
     query_key:Tensor,    # (B,Dk,H,W) keys of the query frame, $k^Q$
     memory:Memory,       # n filled slots

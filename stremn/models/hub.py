@@ -65,9 +65,10 @@ def from_plain(
     return kind(**{k:restore(hints[k], v, f"{where}.{k}") for k,v in data.items()})
 
 # %% ../../nbs/47_models.hub.ipynb #ae86c398
-TASKS = {"vos":(VOSConfig, VOSModel), "prediction":(PredictionConfig, PredictionModel),  # task -> config and network
-         "recall":(RecallConfig, RecallModel), "convlstm":(ConvLSTMConfig, ConvLSTM), "predrnn":(PredRNNConfig, PredRNN),
-         "simvp":(SimVPConfig, SimVP)}
+# task -> config and network
+TASKS = {"vos":(VOSConfig, VOSModel), "prediction":(PredictionConfig, PredictionModel),
+         "recall":(RecallConfig, RecallModel), "convlstm":(ConvLSTMConfig, ConvLSTM),
+         "predrnn":(PredRNNConfig, PredRNN), "simvp":(SimVPConfig, SimVP)}
 HERE = Path(__file__).resolve().parent if "__file__" in globals() else Path("../stremn/models").resolve()
 FOLDER = HERE.parent/"weights" # of the networks that come with the package
 

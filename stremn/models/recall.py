@@ -65,6 +65,7 @@ class RecallConfig(PredictionConfig):
         memory_channels=64, query_channels=64, key_channels=32, value_channels=48, update_channels=32,
         slots=5, pinned=0, similarity="l2", locality=4., shared_keys=True))
 
+# %% ../../nbs/44_models.recall.ipynb #a470014b
 class RecallModel(PredictionModel):
     "A predicting network whose slots keep their frames, cell by cell."
     def __init__(self,
