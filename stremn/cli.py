@@ -17,7 +17,7 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import tyro
 
@@ -387,7 +387,7 @@ class Train(Training):
     protocol:Literal["tiny", "small", "paper", "kth", "h36m", "mmnist"] = "tiny"
     """tiny: made clips, for two CPU cores; small: real video, for a GPU or for hours; paper (vos): both stages of the
     paper, for many GPUs; kth, h36m, mmnist (prediction): the paper's network on KTH, Human3.6M, Moving MNIST."""
-    network:Learner|None = None
+    network:Annotated[Learner|None, tyro.conf.arg(metavar=f"{{{','.join(get_args(Learner))}}}")] = None
     """Who learns to predict (left out: recall at tiny and small, else prediction). prediction: the paper's, its memory
     keeps features; recall: pixels, too; -without: without a memory; the others: baselines, tiny and small only."""
     data:Path = Path("data")
@@ -421,7 +421,7 @@ class Train(Training):
 class Foretelling:
     "Options of whatever predicts: which network, which frames, which memory."
     weights:Name = "prediction-small"
-    "Weights that came with the package (see: stremn models), a .safetensors file, or copy or velocity."
+    "Weights that came with the package (see: stremn models), a .safetensors file, or copy, median or velocity."
     observe:Annotated[int|None, tyro.conf.arg(metavar="M")] = None
     "Frames to watch; the default is what the network was trained with."
     frames:Annotated[int, tyro.conf.arg(metavar="N")] = 20

@@ -62,6 +62,7 @@ def sizes_of(
     c = config
     check(c.slots is not None, "slots: expected a number, found None: a memory without bound has no constant cost")
     check(c.top_k is None, f"top_k: expected None, found {c.top_k}: these formulas are for the full read")
+    check(c.locality==0, f"locality: expected 0, found {c.locality}: these formulas know no place")
     return Sizes(pixels, c.slots, c.key_channels, c.value_channels, c.update_channels, c.memory_channels,
                  c.query_channels, objects, c.similarity=="l2", c.shared_keys)
 

@@ -52,7 +52,7 @@ def _paper(name:str)->Lesson: # The paper's network on one of its data sets
     training = PredictionTraining(paper_prediction(channels=p.channels), name, p.observed, stages, gradient=1.)
     return Lesson(training, FitConfig(lr=1e-3, warmup=500, decay_from=0., weight_decay=0., save_every=1000))
 
-LESSONS = {"tiny":_long("tiny"), "small":_long("small", 2400, .4),
+LESSONS = {"tiny":_long("tiny"), "small":_long("small", 1600, .4),
            **{name:_paper(name) for name in ("kth", "h36m", "mmnist")}}
 CONTEST = {"tiny":Lesson(), "small":Lesson(PredictionTraining(protocol="small"))} # five minutes for everybody
 
@@ -81,7 +81,7 @@ def prediction_task(
 # %% ../nbs/63_contest.ipynb #264695f9
 @dataclass(frozen=True)
 class Contestant:
-    "A network of the contest, and how many steps it takes while ours takes one."
+    "A network of the contest, and how many steps it takes while `prediction` takes one."
     model:object
     pace:float=1.
 
@@ -127,7 +127,7 @@ def predictor(
     progress:bool=True,   # Show bars?
 )->nn.Module:             # In evaluation mode
     "A trained network: found, or trained now. Of four snapshots the best two are averaged."
-    if name in BASELINES and name not in CONTESTANTS: return BASELINES[name]()
+    if name in PLAIN: return BASELINES[name]()
     if name in available(): return load(name)
     out,lesson = Path(runs)/f"{protocol}-{name}-s{seed}",lesson_of(name, protocol, seed, CONTEST)
     done = out/"averaged.safetensors"

@@ -164,7 +164,7 @@ def average_weights(
 
 @torch.no_grad()
 def predict_clips(
-    model:nn.Module,   # Any network of notebooks 41 and 43
+    model:nn.Module,   # Any network of notebooks 41, 43 and 44
     frames:Tensor,     # (N,M,C,H,W) in [0,1], what is seen
     future:int,        # Frames to predict
     policy:str|None=None, # Of a memory; None: the network's own

@@ -45,7 +45,7 @@ class Wants(NamedTuple):
     antialias:bool=True  # Were frames averaged when they were shrunk?
 
 def wants(
-    model:nn.Module, # Any network of notebooks 41 and 43
+    model:nn.Module, # Any network of notebooks 41, 43 and 44
 )->Wants:
     "Read config and card."
     config,plain = getattr(model, "config", None),isinstance(model, tuple(BASELINES[n] for n in PLAIN))
@@ -134,7 +134,7 @@ class Dream(NamedTuple):
 
 @torch.no_grad()
 def dream(
-    model:nn.Module,      # Any network of notebooks 41 and 43
+    model:nn.Module,      # Any network of notebooks 41, 43 and 44
     seen:Tensor,          # (M,C,S,S) in [0,1]
     future:int,           # N
     policy=None,          # Rule that picks the slot to replace; None: the network's own

@@ -135,11 +135,12 @@ def differences(
 
 def completed(
     found:object, # Plain data: a config as it was stored, perhaps by an older version
-    now:object,   # The config of today that it is compared with
+    now:object,   # The config of today that it is compared with, or several by name
 )->object:        # Plain data
     "A stored config with the fields that are newer than it; they had their defaults."
     if isinstance(found, list) and isinstance(now, (list, tuple)) and len(found)==len(now):
         return [completed(a, b) for a,b in zip(found, now)]
+    if isinstance(found, dict) and isinstance(now, dict): return {k:completed(v, now.get(k)) for k,v in found.items()}
     if not isinstance(found, dict) or not is_dataclass(now): return found
     def default(f): return f.default if f.default_factory is MISSING else f.default_factory()
     newer = {f.name:plain(default(f)) for f in fields(now) if f.name not in found and default(f) is not MISSING}
@@ -151,20 +152,20 @@ def made_by(
     fit:FitConfig, # How
 )->bool:
     "Is this how the weights were made? What no weight depends on may differ; a field newer than they had its default."
-    known = {k:completed(config.get(k), now) for k,now in {"task":task, "fit":fit}.items()}
-    return not differences(known, {"task":plain(task), "fit":plain(fit)})
+    now = {"task":task, "fit":fit}
+    return not differences(completed({k:config.get(k) for k in now}, now), plain(now))
 
 # %% ../nbs/53_train.ipynb #2954dcea
 def load_checkpoint(
     path:Path,        # What `save_checkpoint` wrote
     model:nn.Module,  # Filled in place
     optimiser:torch.optim.Optimizer, # Filled in place
-    config:dict,      # Config of the run that wants to go on
+    config:dict,      # Configs of the run that wants to go on, by name
 )->int:               # Steps already taken
     "Put network and optimiser back to where they were."
     tensors,about = read_file(path, "a checkpoint of stremn train")
     check({"step", "config"}<=set(about), f"{path}: expected a checkpoint of stremn train, found other safetensors")
-    changed = differences(json.loads(about["config"]), config)
+    changed = differences(completed(json.loads(about["config"]), config), plain(config))
     shown = "; ".join([*changed[:3], *(["..."] if len(changed)>3 else [])])
     check(not changed, f"{path}: expected a checkpoint of this run, found one of another ({shown}); "
                        "choose another folder")
@@ -274,14 +275,14 @@ class Run:
         self.accelerator = a = new_accelerator(device, config.precision)
         self.main,self.rank = a.is_main_process,a.process_index
         origin = getattr(task, "origin", None)                                 # how the first weights were made
-        self.whole = plain({"task":task.config, "fit":config, "processes":a.num_processes}
-                           | ({"start":origin} if origin else {}))
+        whole = {"task":task.config, "fit":config, "processes":a.num_processes} | ({"start":origin} if origin else {})
+        self.whole = plain(whole)
         seed_everything(config.seed)
         self.network = task.build()
         weights = [p for p in self.network.parameters() if p.requires_grad]
         groups = task.groups(self.network) if hasattr(task, "groups") else weights # with rates of their own
         optimiser = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
-        self.start = load_checkpoint(self.last, self.network, optimiser, self.whole) if self.last.exists() else 0
+        self.start = load_checkpoint(self.last, self.network, optimiser, whole) if self.last.exists() else 0
         starts = sorted(set(a.gather(torch.tensor([self.start], device=a.device)).tolist()))
         check(len(starts)==1, f"{out}: expected one folder for all processes, found checkpoints at steps {starts}")
         self.model,self.optimiser = a.prepare(self.network, optimiser)

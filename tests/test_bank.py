@@ -1,6 +1,7 @@
 """Contracts of the bank: storing projections changes nothing; roles, groups and policies hold with all options."""
 import copy
 import itertools
+import math
 from dataclasses import replace
 
 import pytest
@@ -257,8 +258,9 @@ def test_attention_is_counted_as_it_is_read():
             torch.testing.assert_close(drawn, weight)
         memory = bank.write(memory, new, t)
     assert drawn.sum(1).tolist() == pytest.approx([1, 1])
-    with pytest.raises(StremnError, match="locality: expected 0 or more, found -1"):
-        replace(SMALL, locality=-1)
+    for bad in (-1, math.inf, math.nan):
+        with pytest.raises(StremnError, match=f"locality: expected 0 or more, found {bad}"):
+            replace(SMALL, locality=bad)
 
 
 def test_shared_keys_come_from_the_query_encoder():

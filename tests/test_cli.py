@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import av
 import numpy as np
@@ -14,12 +15,14 @@ from PIL import Image
 
 import stremn
 from stremn import cli, curriculum, train
+from stremn.contest import CONTESTANTS
 from stremn.core import Record, StremnError
 from stremn.data.synthetic import ChameleonConfig, chameleon
 from stremn.data.video import VideoWriter
 from stremn.data.vos import PALETTE, read_mask, to_pixels, write_mask
 from stremn.memory.bank import BankConfig
 from stremn.memory.rules import RULES
+from stremn.models.recurrent import PLAIN
 from stremn.models.vos import VOSConfig
 
 SIZE, FRAMES = 64, 7
@@ -193,12 +196,17 @@ def test_table_prints_what_is_stored_and_says_what_is_not(work, capsys):
 
 
 # ---------------------------------------------------------------- it explains itself
-@pytest.mark.parametrize("command", ["segment", "evaluate", "train", "data", "models", "table", "reproduce"])
+@pytest.mark.parametrize("command", ["segment", "predict", "evaluate", "train", "data", "models", "table",
+                                     "reproduce"])
 def test_help_of_every_command(capsys, command):
     status, out, _ = stremn_main(capsys, command, "--help")
     text = " ".join(" ".join(out).replace("│", " ").split())
     assert status == 0 and f"usage: stremn {command}" in text
     assert "{None}" not in text and "--no-quiet" not in text
+    if command == "predict":
+        assert all(name in text for name in PLAIN)
+    if command == "train":
+        assert all(name in text for name in CONTESTANTS) and get_args(cli.Learner) == tuple(CONTESTANTS)
     if command in ("segment", "evaluate"):
         assert ", ".join([*RULES][:-1]) + f" or {[*RULES][-1]}" in text                   # the list cannot go stale
 

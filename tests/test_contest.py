@@ -14,14 +14,18 @@ from stremn.data.strollers import StrollersConfig
 from stremn.forecasting import PredictionProtocol, PredictionStage, PredictionTraining
 from stremn.memory.bank import BankConfig
 from stremn.models.prediction import PredictionConfig, PredictionModel
+from stremn.models.recall import RecallConfig
 from stremn.models.recurrent import ConvLSTM, ConvLSTMConfig, SimVP
+from stremn.results import load_records
 from stremn.train import FitConfig
 
 BANK = BankConfig(memory_channels=12, query_channels=12, key_channels=8, value_channels=12, update_channels=8,
                   slots=3, pinned=0, similarity="l2", shared_keys=True)
 NET = PredictionConfig(widths=(8, 12), strides=(2, 2), groups=4, bank=BANK)
+PIXELS = RecallConfig(widths=(8, 12), strides=(2, 2), groups=4, bank=replace(BANK, locality=1.))
 CLIP = StrollersConfig(size=16, aspect=1., scenarios=("outdoor",))
 FAST = FitConfig(lr=1e-3, warmup=1, save_every=1)
+RESULTS = Path(__file__).resolve().parent.parent / "nbs/results"
 
 
 @pytest.fixture
@@ -29,9 +33,12 @@ def little(monkeypatch):
     "The tiny protocol, a thousand times smaller."
     training = PredictionTraining(NET, observed=4, stages=(PredictionStage(2, 1, 2),), slots=(3,), clip=CLIP)
     monkeypatch.setitem(CONTEST, "tiny", Lesson(training, FAST))
+    small = {"prediction": NET, "prediction-without": replace(NET, memory=False), "recall": PIXELS}
+    for name, model in small.items():
+        monkeypatch.setitem(CONTESTANTS, name, replace(CONTESTANTS[name], model=model))
     monkeypatch.setitem(CONTESTANTS, "convlstm", Contestant(ConvLSTMConfig(hidden=4, layers=1), 2.))
     test = PredictionProtocol(observed=4, future=3, clips=3, metrics=("mse", "ssim"), clip=CLIP)
-    rows = [Entry(n, n, test) for n in ("copy", "prediction", "prediction-without", "convlstm")]
+    rows = [Entry(n, n, test) for n in ("copy", "median", "prediction", "prediction-without", "recall", "convlstm")]
     rows += [Entry("K0", test=replace(test, slots=0)), Entry("oldest", test=replace(test, policy="oldest"))]
     monkeypatch.setitem(CONTESTS, "t5-tiny", tuple(rows))
     return test
@@ -72,7 +79,7 @@ def test_equal_weights():
 
 def test_a_contest_is_measured_once(little, tmp_path):
     made = run_contest("t5-tiny", tmp_path / "out", tmp_path / "runs", seeds=(0, 1), device="cpu", progress=False)
-    assert len(made) == 1 + 2 * 5                                     # "copy" once
+    assert len(made) == 2 + 2 * 6                                     # "copy" and "median" once
     assert {r.config["study"] for r in made} == {"t5-tiny"}
     assert all(is_measured("t5-tiny", e, 0, tmp_path / "out") for e in CONTESTS["t5-tiny"])
     by = {(r.name, r.seed): r for r in made}
@@ -145,12 +152,20 @@ def test_a_dry_run_counts_operations(little, name):
     assert record.config["size"] == 16 and record.metrics["bytes"] > 2**20
 
 
+@pytest.mark.parametrize("study", CONTESTS)
+def test_stored_rows_are_of_the_network_they_name(study):
+    rows = {e.name: e.network for e in CONTESTS[study]}
+    for r in load_records(RESULTS / study):
+        assert r.config["weights"] == rows[r.name], f"{study}/{r.name}, seed {r.seed}: measure it again"
+
+
 def test_refusals(tmp_path):
     refused("network: expected one of", lesson_of, "transformer")
     refused("protocol: expected one of", lesson_of, "simvp", "huge")
     refused("unknown study 't9'", run_contest, "t9", tmp_path)
     for protocol in ("kth", "h36m", "mmnist"):
-        refused(f"at the size of {protocol}, found simvp", lesson_of, "simvp", protocol)
+        for name in ("simvp", "recall", "recall-without"):
+            refused(f"at the size of {protocol}, found {name}", lesson_of, name, protocol)
         assert not lesson_of("prediction-without", protocol).training.model.memory
     refused("found no clips", forecasting.measure_prediction, PredictionProtocol(protocol="kth", weights="copy"))
     assert isinstance(prediction_task(lesson_of("simvp", "tiny").training).build(), SimVP)

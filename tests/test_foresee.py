@@ -20,6 +20,7 @@ from stremn.memory.bank import BankConfig
 from stremn.memory.rules import RULES
 from stremn.models.hub import save_weights
 from stremn.models.prediction import PredictionConfig, PredictionModel
+from stremn.models.recall import RecallConfig, RecallModel
 from stremn.models.recurrent import (ConstantVelocity, ConvLSTM, ConvLSTMConfig, CopyLast, PredRNN, PredRNNConfig,
                                      SimVP, SimVPConfig)
 from stremn.models.vos import VOSModel
@@ -84,6 +85,18 @@ def test_what_was_trained_is_predicted_as_it_was_trained(tmp_path, film):
     done = predict_source(weights, folder_of(tmp_path / "f", film), tmp_path / "o", frames=1, progress=False)
     assert len(done.seen) == 3 and read_frame(tmp_path / f"o/{done.names[0]}.png").shape[1:] == (16, 16)
     assert isinstance(find_predictor("copy"), CopyLast)
+
+
+def test_a_network_that_recalls_is_one_of_them(tmp_path, film):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = RecallModel(RecallConfig(widths=(4, 6), strides=(2, 2), groups=2, bank=replace(BANK, locality=1.)))
+    weights = save_weights(net, tmp_path / "r.safetensors", {}, "recall")
+    assert wants(find_predictor(weights)) == Wants(1, 64, 10, 4, 1)
+    done = run(weights, folder_of(tmp_path / "f", film), tmp_path / "o")
+    without = run(weights, tmp_path / "f", tmp_path / "p", slots=0)
+    assert done.known == 5 and len(done.held) == 3 and without.held == []
+    assert done.scores["mse"] != without.scores["mse"]
 
 
 def test_what_predicts_nothing_is_refused(tmp_path):

@@ -12,7 +12,7 @@ from stremn.memory.read import affinity
 from stremn.memory.rules import RULES
 from stremn.memory.update import Memory
 from stremn.models.hub import from_plain, load, save_weights
-from stremn.models.prediction import PredictionConfig, VideoPredictor, stacked
+from stremn.models.prediction import PredictionConfig, PredictionModel, VideoPredictor, stacked
 from stremn.models.recall import GAIN, START, RecallConfig, RecallModel, paint, warped
 
 BANK = BankConfig(memory_channels=6, query_channels=6, key_channels=4, value_channels=5, update_channels=3, slots=3,
@@ -202,6 +202,10 @@ def test_configs_and_weights_survive_files(tmp_path):
     again = load(save_weights(model, tmp_path / "r.safetensors", {"note": "untrained"}, "recall"))
     with torch.no_grad():
         assert type(again) is RecallModel and torch.equal(model(frames, 3), again(frames, 3))
+    for task in ("prediction", "vos", "nothing"):
+        with pytest.raises(StremnError, match=f"task: expected one of .* that of RecallConfig, found '{task}'"):
+            save_weights(model, tmp_path / "no.safetensors", {}, task)
+    assert not (tmp_path / "no.safetensors").exists()
     for output in ("blend", "sigmoid"):
         with pytest.raises(StremnError, match="output: expected one of recall"):
             replace(SMALL, output=output)
@@ -209,6 +213,7 @@ def test_configs_and_weights_survive_files(tmp_path):
         PredictionConfig(output="recall")
 
 
-def test_as_many_weights_as_the_network_without_pixels():
-    count = [sum(p.numel() for p in RecallModel(c).parameters()) for c in (RecallConfig(), RecallConfig(memory=False))]
-    assert count[0] == count[1] < 440_000
+def test_four_more_numbers_a_pixel_than_the_network_without_pixels():
+    more = RecallModel(), PredictionModel()
+    count = [sum(p.numel() for p in m.parameters()) for m in more]
+    assert count[0] - count[1] == 4 * (more[0].leave.in_channels * 3 * 3 + 1)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from stremn import train
@@ -223,6 +224,18 @@ def test_a_field_newer_than_the_weights_had_its_default():
     assert not made_by({"task": config["task"]}, task, how)                 # how it learned is not known
     assert not made_by({"fit": config["fit"]}, task, how)                   # nor here what
     assert not made_by({**config, "task": {**config["task"], "gone": 1}}, task, how)
+
+
+def test_a_run_older_than_a_field_goes_on(whole, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    (out / "model.safetensors").unlink()
+    with safe_open(out / "last.safetensors", "pt") as f:
+        about = f.metadata()
+    stored = json.loads(about["config"])
+    stored["task"]["model"]["bank"].pop("locality"), stored["fit"].pop("clip")
+    save_file(load_file(out / "last.safetensors"), out / "last.safetensors", about | {"config": json.dumps(stored)})
+    assert go(out) == out / "model.safetensors" and same(whole, out)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint"])

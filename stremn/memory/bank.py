@@ -48,7 +48,7 @@ class BankConfig:
                              "noise":("train", "always", "never")}.items():
             check(getattr(self, name) in allowed,
                   f"unknown {name} {getattr(self, name)!r}: expected one of {', '.join(allowed)}")
-        check(self.locality>=0, f"locality: expected 0 or more, found {self.locality}")
+        check(0<=self.locality<torch.inf, f"locality: expected 0 or more, found {self.locality}")
         check(self.pinned>=0, f"pinned: expected 0 or more slots, found {self.pinned}")
 
 # %% ../../nbs/25_memory.bank.ipynb #c478f805
@@ -95,7 +95,7 @@ class Heads(nn.Module):
         memory:Memory,         # n filled slots
         query_features:Tensor, # (V,C,H,W) query encoder's map
         group:Tensor|None=None,# (B,) long, video each row belongs to; None: row i is video i
-    )->Tensor:                 # (B,2*Dv,H,W)
+    )->Tensor:                 # (B,2*Dv,H,W); wider where a caller has stored wider values
         "Eq. 5: what the memory knows about each query pixel, and the query's own value."
         c,key,value = self.config,*(per_row(head(query_features), group) for head in (self.query_key, self.query_value))
         told = read(key, memory, c.similarity, c.top_k, locality=c.locality, equal_widths=self.equal_widths)

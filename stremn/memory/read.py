@@ -52,13 +52,14 @@ def place_bias(
     locality:float,   # What a pixel one cell away loses in the exponent; 0: place does not count
 )->Tensor|None:       # (P,M) what is added to the logits; None: nothing
     "Minus `locality` times the squared distance of query pixel and stored pixel, in cells."
-    check(locality>=0, f"locality: expected 0 or more, found {locality}")
+    check(0<=locality<torch.inf, f"locality: expected 0 or more, found {locality}")
     if not locality: return None
-    (H,W),n = query_key.shape[-2:],memory.keys.shape[1]
+    (H,W),slots = query_key.shape[-2:],memory.keys.shape[1]
     check(memory.keys.shape[-2:]==(H,W), f"locality: expected slots of {H} x {W} pixels, as the query, found "
           f"{memory.keys.shape[-2]} x {memory.keys.shape[-1]}")
-    at = torch.cartesian_prod(torch.arange(H), torch.arange(W)).to(query_key)    # (P,2) row and column
-    return -locality*(at[:,None]-at).square().sum(-1).repeat(1, n)
+    rows,columns = (torch.arange(n, device=query_key.device) for n in (H, W))
+    at = torch.cartesian_prod(rows, columns).to(query_key)                       # (P,2)
+    return -locality*(at[:,None]-at).square().sum(-1).repeat(1, slots)
 
 # %% ../../nbs/24_memory.read.ipynb #f7a2ce89
 def affinity(

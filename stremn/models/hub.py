@@ -86,6 +86,8 @@ def save_weights(
     "Write weights, config and card into one file, in one step."
     path = Path(path)
     check(path.suffix==".safetensors", f"{path}: expected a name that ends in .safetensors, found {path.suffix!r}")
+    check(type(model.config) is TASKS.get(task, (None,))[0], f"task: expected one of {', '.join(TASKS)}, and that of "
+          f"{type(model.config).__name__}, found {task!r}")
     config,card = (json.dumps(plain(x), sort_keys=True) for x in (model.config, card))
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")

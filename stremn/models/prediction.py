@@ -170,7 +170,7 @@ class Answering(PredictionParts):
     def ask(self,
         memory:Memory|None, # What is remembered; None: nothing
         features:Tensor,    # (V,c,h,w) encoder's map of the newest frames
-    )->Tensor:              # (V,2*Dv,h,w) what was read, and the query's own value
+    )->Tensor:              # (V,2*Dv,h,w) what was read (all that a slot's value holds), and the query's own value
         "Eq. 5; the first half is zero where nothing is remembered."
         if memory is not None: return self.bank.read(memory, features)
         value = self.bank.query_value(features)                                # (V,Dv,h,w)

@@ -48,7 +48,6 @@ class MedianOfSeen(nn.Module):
         middle = (ranked[:,(M-1)//2]+ranked[:,M//2])/2                           # (V,C,H,W)
         return middle[:,None].repeat(1, future, 1, 1, 1)
 
-
 # %% ../../nbs/43_models.recurrent.ipynb #b85595c0
 def correlate_phase(
     a:Tensor, # (V,C,H,W) earlier frame
