@@ -63,11 +63,20 @@ def test_prediction_has_to_beat_both_rivals(tmp_path):
     for seed in range(3):
         for name, level in (("convlstm", 26.), ("predrnn", 27.), ("prediction", 26.5)):
             made(name, [level, level + 1], seed, "psnr").save(tmp_path / "t5-tiny")
-    real, tiny, small = wider_claims(tmp_path)
+    real, rules, tiny, small = wider_claims(tmp_path)
     assert tiny.verdict == "not reproduced" and "predrnn" in tiny.tested and tiny.interval.mean == pytest.approx(-.5)
-    assert small.verdict == real.verdict == "not run"
+    assert small.verdict == real.verdict == rules.verdict == "not run"
     made("prediction", [9., 9.], 3, "psnr").save(tmp_path / "t5-tiny")                    # no rival has such a run
-    assert wider_claims(tmp_path)[1].interval == tiny.interval
+    assert wider_claims(tmp_path)[2].interval == tiny.interval
+
+
+def test_prediction_asks_for_every_rule(tmp_path):
+    for seed in range(2):
+        for name, level in {**dict.fromkeys(RIVALS, 25.), "most_similar": 26., "learned": 26.5}.items():
+            made(name, [level, level + 1], seed, "psnr").save(tmp_path / "t5-swapped")
+    rules = wider_claims(tmp_path)[1]
+    assert rules.verdict == "reproduced" and "most_similar" in rules.tested and "2 runs" in rules.tested
+    assert rules.interval.mean == pytest.approx(.5)
 
 
 def test_real_video_asks_for_every_rule(tmp_path):
