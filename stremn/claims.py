@@ -156,7 +156,8 @@ def wider_claims(
     rival,gap,word = beats_all(rows, "learned", metric="psnr")
     runs = len(rows.get("learned", ()))
     tested = f"PSNR, learned − {rival or 'closest rule'}; prediction, slots that keep pixels, {runs} run{'s'*(runs!=1)}"
-    out.append(Claim("learned update beats rules A–F (Table 1)", tested, gap, word, "tables/t5_prediction.ipynb", "+.2f"))
+    out.append(Claim("learned update beats rules A–F (Table 1)", tested, gap, word,
+                     "tables/t5_prediction.ipynb", "+.2f"))
     others = ("convlstm", "predrnn")
     for study,clips in (("t5-tiny", "made clips"), ("t5-small", "real clips")):
         rows = common_seeds(rows_of_study(root, study), ("prediction", *others))
