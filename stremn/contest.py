@@ -54,7 +54,7 @@ def _paper(name:str)->Lesson: # The paper's network on one of its data sets
 
 LESSONS = {"tiny":_long("tiny"), "small":_long("small", 1600, .4),
            **{name:_paper(name) for name in ("kth", "h36m", "mmnist")}}
-CONTEST = {"tiny":Lesson(), "small":Lesson(PredictionTraining(protocol="small"))} # five minutes for everybody
+CONTEST = {"tiny":Lesson(), "small":Lesson(PredictionTraining(protocol="small"))} # some minutes for everybody
 
 # %% ../nbs/63_contest.ipynb #4c0a17fe
 def side_of(
