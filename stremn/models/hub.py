@@ -81,13 +81,14 @@ def save_weights(
     model:nn.Module,  # Network with a `config`
     path:Path|str,    # Ends in .safetensors
     card:dict,        # How the weights were made and what they score; plain data
-    task:str="vos",   # Key of `TASKS`
+    task:str="vos",   # Key of `TASKS`, of this kind of network; a network that is none of them has a name of its own
 )->Path:              # Where it was written
     "Write weights, config and card into one file, in one step."
     path = Path(path)
     check(path.suffix==".safetensors", f"{path}: expected a name that ends in .safetensors, found {path.suffix!r}")
-    check(type(model.config) is TASKS.get(task, (None,))[0], f"task: expected one of {', '.join(TASKS)}, and that of "
-          f"{type(model.config).__name__}, found {task!r}")
+    own = next((name for name,(kind,_) in TASKS.items() if type(model.config) is kind), None)
+    check(own==task or own is None and task not in TASKS,
+          f"task: expected {own or 'a name of its own'} for a {type(model.config).__name__}, found {task!r}")
     config,card = (json.dumps(plain(x), sort_keys=True) for x in (model.config, card))
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
