@@ -152,18 +152,17 @@ def wider_claims(
     rival,gap,word = beats_all(rows_of_study(root, "real-davis"), "learned", metric="JF")
     tested = f"J&F, learned − {rival or 'closest rule'}; real video, DAVIS 2016, 1 run"
     out = [Claim("learned update beats rules A–F (Table 1)", tested, gap, word, "tables/t3_davis.ipynb")]
+    def runs(rows, name): return f"{(k := len(rows.get(name, ())))} run{'s'*(k!=1)}"
     rows = rows_of_study(root, "t5-swapped")
     rival,gap,word = beats_all(rows, "learned", metric="psnr")
-    runs = len(rows.get("learned", ()))
-    tested = f"PSNR, learned − {rival or 'closest rule'}; prediction, slots that keep pixels, {runs} run{'s'*(runs!=1)}"
+    tested = f"PSNR, learned − {rival or 'closest rule'}; prediction, slots that keep pixels, {runs(rows, 'learned')}"
     out.append(Claim("learned update beats rules A–F (Table 1)", tested, gap, word,
                      "tables/t5_prediction.ipynb", "+.2f"))
     others = ("convlstm", "predrnn")
     for study,clips in (("t5-tiny", "made clips"), ("t5-small", "real clips")):
         rows = common_seeds(rows_of_study(root, study), ("prediction", *others))
         rival,gap,word = beats_all(rows, "prediction", others, "psnr")
-        runs = len(rows.get("prediction", ()))
-        tested = f"PSNR, ours − {rival or 'closest'}; {clips}, equal time, {runs} run{'s'*(runs!=1)}"
+        tested = f"PSNR, ours − {rival or 'closest'}; {clips}, equal time, {runs(rows, 'prediction')}"
         out.append(Claim("predicts better than other memories (Sec. 5)", tested, gap, word,
                          "tables/t5_prediction.ipynb", "+.2f"))
     return out

@@ -29,7 +29,7 @@ from .infer import all_or_nothing, as_frame, check_goal
 from .metrics.frames import score_frames
 from .models.hub import load
 from .models.prediction import PredictionModel, VideoPredictor, stacked, under_policy
-from .models.recurrent import BASELINES, PLAIN
+from .models.recurrent import BASELINES, PLAIN, Plain
 
 # %% ../nbs/64_foresee.ipynb #f24c057f
 SIZE,OBSERVED = 64,10 # Where no card says
@@ -48,12 +48,12 @@ def wants(
     model:nn.Module, # Any network of notebooks 41, 43 and 44
 )->Wants:
     "Read config and card."
-    config,plain = getattr(model, "config", None),isinstance(model, tuple(BASELINES[n] for n in PLAIN))
+    config,plain = getattr(model, "config", None),isinstance(model, Plain)
     check(plain or config is not None, f"model: expected a predicting network, found {type(model).__name__}")
     if not plain: kind_of(config)
     card = ((getattr(model, "card", None) or {}).get("config") or {}).get("task") or {} # as `fit` leaves it
     films = FILM_PROTOCOLS.get(card.get("protocol"))
-    least = getattr(config, "observed", 2 if isinstance(model, BASELINES["velocity"]) else 1)
+    least = getattr(config, "observed", getattr(model, "least", 1))
     multiple = (getattr(config, "multiple", None) or getattr(config, "patch", None) or
                 prod(getattr(config, "strides", (1,))))
     return Wants(getattr(config, "channels", 3), (card.get("clip") or {}).get("size", SIZE),

@@ -9,6 +9,14 @@ ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    "For bits that are compared with what one thread made: on some machines the order of a sum follows the threads."
+    from stremn.complexity import threads
+    with threads(1):
+        yield
+
+
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     "Folder of real clips (`STREMN_DATA`, default ../shared/data); the test is skipped where it is absent."

@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from films import depends_on_the_past_only, video
 from stremn.core import StremnError, make_generator, plain
 from stremn.memory.bank import BankConfig
 from stremn.memory.read import affinity, pixels
@@ -25,11 +26,6 @@ def network(seed=0, double=True, bank=None, **changes):
     config = replace(SMALL, bank=replace(BANK, **(bank or {})), **changes)
     model = PredictionModel(config).eval()
     return model.double() if double else model
-
-
-def video(V=1, T=8, C=1, H=8, W=12, seed=0, dtype=torch.float64):
-    "Random frames in [0,1]."
-    return torch.rand(V, T, C, H, W, generator=make_generator(seed), dtype=dtype)
 
 
 def hand(m, frames, future, K, truth=None, insert_first=False):
@@ -229,16 +225,8 @@ def test_videos_of_a_batch_do_not_meet():
 
 # ---- time ----------------------------------------------------------------------------------------------------------
 
-@torch.no_grad()
 def test_answers_depend_on_the_past_only():
-    model, frames = network(6), video(1, 10)
-    ask = lambda f: model(f[:, :3], 7, f[:, 3:], 1., warm_up=True)                # noqa: E731, answers for frames 1..9
-    before = ask(frames)
-    for t in range(1, 10):
-        other = frames.clone()
-        other[:, t:] = video(1, 10, seed=t)[:, t:]
-        same = (ask(other) == before).flatten(2).all(-1)[0].tolist()
-        assert same[:t] == [True] * t and (t == 9 or not same[t])
+    depends_on_the_past_only(network(6))
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from films import depends_on_the_past_only, video
 from stremn.core import StremnError, make_generator, plain
 from stremn.forecasting import kind_of
 from stremn.memory.bank import BankConfig
@@ -27,11 +28,6 @@ def network(seed=0, double=True, bank=None, awake=True, **changes):
     if awake:
         torch.nn.init.normal_(model.leave.weight, std=.05)
     return model.double() if double else model
-
-
-def video(V=1, T=8, C=1, H=8, W=12, seed=0, dtype=torch.float64):
-    "Random frames in [0,1]."
-    return torch.rand(V, T, C, H, W, generator=make_generator(seed), dtype=dtype)
 
 
 def cubic(x, a=-.75):
@@ -144,15 +140,8 @@ def test_without_memory_the_newest_frame_is_recalled():
     assert not torch.equal(model(frames, 4), model(other, 4))
 
 
-@torch.no_grad()
 def test_answers_depend_on_the_past_only():
-    model, frames = network(4), video(1, 10)
-    ask = lambda f: model(f[:, :3], 7, f[:, 3:], 1., warm_up=True)                # noqa: E731, answers for frames 1..9
-    before = ask(frames)
-    for t in range(1, 10):
-        other = frames.clone()
-        other[:, t:] = video(1, 10, seed=t)[:, t:]
-        assert (ask(other) == before).flatten(2).all(-1)[0].tolist()[:t] == [True] * t
+    depends_on_the_past_only(network(4))
 
 
 @pytest.mark.parametrize("awake", [False, True])

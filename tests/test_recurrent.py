@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from films import video
 from stremn.core import StremnError, make_generator, plain
 from stremn.models.hub import TASKS, from_plain, load, save_weights
 from stremn.models.prediction import OUTPUTS, PredictionModel
@@ -22,11 +23,6 @@ def network(name, seed=0, **changes):
     "A small network in evaluation mode, in float64."
     torch.manual_seed(seed)
     return SMALL[name](**changes).double().eval()
-
-
-def video(V=1, T=8, C=1, H=8, W=12, seed=0, dtype=torch.float64):
-    "Random frames in [0,1]."
-    return torch.rand(V, T, C, H, W, generator=make_generator(seed), dtype=dtype)
 
 
 def kernels(conv, n):

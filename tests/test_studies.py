@@ -102,15 +102,6 @@ def test_a_stored_number_is_measured_again(study, row):
     assert found.metrics["J"] == pytest.approx(stored.metrics["J"], abs=5e-4)
 
 
-@pytest.fixture
-def one_thread():
-    "As the record was made: two threads add up in another order."
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def test_a_fusion_network_is_trained_and_measured_again(one_thread, tmp_path):
     """Weights behind Table 6 do not ship; four steps from the shipped ones do, with the module and without.
 

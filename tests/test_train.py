@@ -60,17 +60,11 @@ def rows(out) -> list[dict]:
     return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in (out / "log.jsonl").open()]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    "Bits are compared with those of processes that have one: on some machines the order of a sum follows the threads."
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")        # bits are compared with those of processes that have one
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> Path:
+def whole(tmp_path_factory, one_thread) -> Path:
     "One undisturbed run; tests copy it or compare with it."
     out = tmp_path_factory.mktemp("whole")
     assert go(out) == out / "model.safetensors"

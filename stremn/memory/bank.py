@@ -98,8 +98,7 @@ class Heads(nn.Module):
     )->Tensor:                 # (B,2*Dv,H,W); wider where a caller has stored wider values
         "Eq. 5: what the memory knows about each query pixel, and the query's own value."
         c,key,value = self.config,*(per_row(head(query_features), group) for head in (self.query_key, self.query_value))
-        told = read(key, memory, c.similarity, c.top_k, locality=c.locality, equal_widths=self.equal_widths)
-        return torch.cat([told, value], 1)
+        return torch.cat([read(key, memory, c.similarity, c.top_k, None, c.locality, self.equal_widths), value], 1)
 
 # %% ../../nbs/25_memory.bank.ipynb #be1e3519
 def candidate_slots(

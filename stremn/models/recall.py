@@ -6,7 +6,7 @@
 __all__ = ['GAIN', 'START', 'warped', 'Painting', 'paint', 'RecallConfig', 'RecallModel']
 
 # %% ../../nbs/44_models.recall.ipynb #a4700003
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -61,9 +61,7 @@ class RecallConfig(PredictionConfig):
     outputs:ClassVar[tuple[str,...]] = ("recall",)
     output:str="recall"            # The only way here
     key_gain:float|None=.5         # Attention starts flat among slots; `locality` sees to it that it looks near by
-    bank:BankConfig=field(default_factory=lambda: BankConfig(
-        memory_channels=64, query_channels=64, key_channels=32, value_channels=48, update_channels=32,
-        slots=5, pinned=0, similarity="l2", locality=4., shared_keys=True))
+    bank:BankConfig=field(default_factory=lambda: replace(PredictionConfig().bank, locality=4.))
 
 # %% ../../nbs/44_models.recall.ipynb #a470014b
 class RecallModel(PredictionModel):
