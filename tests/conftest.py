@@ -12,7 +12,7 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 @pytest.fixture(scope="module")
 def one_thread():
     "For bits that are compared with what one thread made: on some machines the order of a sum follows the threads."
-    from stremn.complexity import threads
+    from stremn.train.profile import threads
     with threads(1):
         yield
 
@@ -29,7 +29,7 @@ def data_root() -> Path:
 @pytest.fixture(scope="module")
 def model():
     "The small untrained network of `test_infer.network`."
-    from test_infer import network
+    from test_vos_stream import network
     return network()
 
 
@@ -47,5 +47,5 @@ def weights(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def clips(request):
     "Five Chameleon clips of the test module's own `CLIP`."
-    from stremn.data.synthetic import chameleon_batch
+    from stremn.data.chameleon import chameleon_batch
     return chameleon_batch(range(5), request.module.CLIP)

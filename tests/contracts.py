@@ -146,7 +146,7 @@ def copied(root: Path, to: Path) -> Path:
     "A copy of what nbdev reads and writes."
     for name in ("nbs", "stremn"):
         if (root / name).is_dir():
-            skip = shutil.ignore_patterns(".ipynb_checkpoints", "__pycache__", "weights", "results", "images")
+            skip = shutil.ignore_patterns(".ipynb_checkpoints", "__pycache__", "weights", "records", "images")
             shutil.copytree(root / name, to / name, ignore=skip)
     shutil.copy(root / "settings.ini", to)
     return to
@@ -154,31 +154,44 @@ def copied(root: Path, to: Path) -> Path:
 
 # ---- order and names -----------------------------------------------------------------------------------------------
 
+EXPORTING = ("lessons", "library") # folders of nbs/ whose notebooks may export; results/ holds pages
+
+# Floors of the package, lowest first. A module imports from its own floor and from those below it; the two towers share
+# a floor and never import each other, nor do losses and metrics.
+FLOORS = [("core",), ("config",), ("paper",), ("results",), ("images",), ("viz",), ("data",), ("memory",), ("nets",),
+          ("models",), ("losses", "metrics"), ("train",), ("vos", "prediction"), ("experiments",), ("cli",)]
+
+
 def numbers_are_unique(root: Path) -> list[str]:
-    "Top-level notebooks are NN_name.ipynb, no number is shared, and a subpackage stays within one ten."
+    "Notebooks are NN_name.ipynb, numbers are not shared in a folder, and in library/ a package stays within one ten."
     bad, owner, tens = [], {}, {}
     for nb in notebooks(root):
-        if "/" in nb.name or nb.name == "index.ipynb":
+        folder, _, file = nb.name.rpartition("/")
+        if file == "index.ipynb" or folder not in EXPORTING:
             continue
-        match = re.fullmatch(r"(\d\d)_([a-z][a-z0-9_.]*)\.ipynb", nb.name)
+        match = re.fullmatch(r"(\d\d[b-z]?)_([a-z][a-z0-9_.]*)\.ipynb", file)
         if not match:
             bad.append(f"{nb.name}: expected NN_module.path.ipynb")
             continue
         number, name = match.groups()
-        if number in owner:
-            bad.append(f"{nb.name}: number shared with {owner[number]}")
-        owner[number] = nb.name
-        if "." in name and tens.setdefault(name.split(".")[0], number[0]) != number[0]:
-            bad.append(f"{nb.name}: other notebooks of {name.split('.')[0]} have numbers {tens[name.split('.')[0]]}x")
+        if (folder, number) in owner:
+            bad.append(f"{nb.name}: number shared with {owner[folder, number]}")
+        owner[folder, number] = nb.name
+        package = name.split(".")[0]
+        if folder == "library" and "." in name and tens.setdefault(package, number[0]) != number[0]:
+            bad.append(f"{nb.name}: other notebooks of {package} have numbers {tens[package]}x")
     return bad
 
 
 def names_match_modules(root: Path) -> list[str]:
-    "NN_module.path.ipynb exports to module.path; only top-level notebooks export."
-    bad = []
+    "NN_module.path.ipynb exports to module.path; only lessons and library notebooks export, one a module."
+    bad, owner = [], {}
     for nb in notebooks(root):
-        if nb.module and ("/" in nb.name or nb.path.stem.split("_", 1)[-1] != nb.module):
+        exporting = nb.name.split("/")[0] in EXPORTING and nb.name.count("/") == 1
+        if nb.module and (not exporting or nb.path.stem.split("_", 1)[-1] != nb.module):
             bad.append(f"{nb.name}: exports to {nb.module}")
+        if nb.module and owner.setdefault(nb.module, nb.name) != nb.name:
+            bad.append(f"{nb.name}: {owner[nb.module]} exports to {nb.module}, too")
         if not nb.module and any(c.exported for c in nb.code):
             bad.append(f"{nb.name}: exports cells but has no default_exp")
     return bad
@@ -204,19 +217,51 @@ def imported_modules(tree: ast.AST, known: set[str]):
                         yield None, f"`from {node.module} import {alias.name}`: no notebook makes it"
 
 
-def arrows_point_down(root: Path) -> list[str]:
-    "Exported cells import the package as `from stremn.x import y`, from notebooks with a lower number only."
+def package_imports(root: Path):
+    "(notebook, its module, imported module, problem) for each import of the package in an exported cell."
     books = [nb for nb in notebooks(root) if nb.module]
-    order, bad = {nb.module: nb.name for nb in books}, []
+    known = {nb.module for nb in books}
     for nb in books:
         for cell in nb.code:
-            if not cell.exported:
-                continue
-            for module, problem in imported_modules(cell.tree(), set(order)):
-                if problem:
-                    bad.append(f"{nb.name}: {problem}")
-                elif order[module] >= nb.name:
-                    bad.append(f"{nb.name}: imports {module}, which {order[module]} makes")
+            if cell.exported:
+                for module, problem in imported_modules(cell.tree(), known):
+                    yield nb.name, nb.module, module, problem
+
+
+def arrows_point_down(root: Path) -> list[str]:
+    "Exported cells import the package as `from stremn.x import y`, from their own room or a lower floor only."
+    floor = {package: i for i, packages in enumerate(FLOORS) for package in packages}
+    bad = []
+    for name, importer, imported, problem in package_imports(root):
+        if problem:
+            bad.append(f"{name}: {problem}")
+            continue
+        above, below = importer.split(".")[0], imported.split(".")[0]
+        unknown = [p for p in (above, below) if p not in floor]
+        if unknown:
+            bad.append(f"{name}: {unknown[0]} is on no floor (FLOORS in tests/contracts.py)")
+        elif above != below and floor[above] <= floor[below]:
+            bad.append(f"{name}: imports {imported}, which is not on a lower floor")
+    return bad
+
+
+def imports_run_in_no_circle(root: Path) -> list[str]:
+    "Modules of one package import each other in one direction."
+    below = {}
+    for _, importer, imported, problem in package_imports(root):
+        if not problem:
+            below.setdefault(importer, set()).add(imported)
+    bad, done = [], set()
+
+    def visit(module, path):
+        if module in path:
+            bad.append(" -> ".join([*path[path.index(module):], module]))
+        elif module not in done:
+            for other in sorted(below.get(module, ())):
+                visit(other, [*path, module])
+            done.add(module)
+    for module in sorted(below):
+        visit(module, [])
     return bad
 
 
@@ -242,12 +287,25 @@ def no_tools_in_modules(root: Path) -> list[str]:
 # ---- notebooks and modules -----------------------------------------------------------------------------------------
 
 def no_orphans(root: Path) -> list[str]:
-    "Each module has its notebook, each exporting notebook its module; a subpackage's __init__.py is empty."
+    "Each module has its notebook, each exporting notebook its module; a subpackage's __init__.py only re-exports."
     made, files = {f"stremn.{nb.module}" for nb in notebooks(root) if nb.module}, modules(root)
     bad = [f"{files[m].relative_to(root).as_posix()}: no notebook makes it" for m in sorted(files.keys() - made)]
     bad += [f"{m}: its notebook was never exported" for m in sorted(made - files.keys())]
     inits = [p for p in (root / "stremn").rglob("__init__.py") if p.parent != root / "stremn"]
-    return bad + [f"{p.relative_to(root).as_posix()}: not empty" for p in inits if p.read_text().strip()]
+    return bad + [f"{p.relative_to(root).as_posix()}: does more than re-export" for p in inits if not only_doors(p)]
+
+
+def only_doors(path: Path) -> bool:
+    "Is this `__init__.py` empty, or a docstring, imports, `__all__` and the two lazy hooks alone?"
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        door = isinstance(node, (ast.Import, ast.ImportFrom))
+        door |= isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        door |= isinstance(node, ast.Assign) and all(getattr(t, "id", "") in ("__all__", "_HOME", "__getattr__", "__dir__")
+                                                     or isinstance(t, ast.Tuple) for t in node.targets)
+        door |= isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
+        if not door:
+            return False
+    return True
 
 
 def headers_name_notebooks(root: Path) -> list[str]:
@@ -513,7 +571,8 @@ def ruff_passes(root: Path) -> list[str]:
 
 
 CONTRACTS = [
-    numbers_are_unique, names_match_modules, arrows_point_down, no_star_imports, no_tools_in_modules,
+    numbers_are_unique, names_match_modules, arrows_point_down, imports_run_in_no_circle, no_star_imports,
+    no_tools_in_modules,
     no_orphans, headers_name_notebooks, export_is_in_sync, notebooks_are_clean, notebooks_are_small, no_widget_state,
     no_error_outputs, lessons_show_something, cells_are_short, lines_fit, lessons_do_not_print, notebooks_open_alike,
     imports_without_extras, imports_are_declared, constraints_fit, versions_agree,

@@ -14,15 +14,18 @@ import torch
 from PIL import Image
 
 import stremn
-from stremn import cli, curriculum, train
-from stremn.contest import CONTESTANTS
-from stremn.core import Record, StremnError
-from stremn.data.synthetic import ChameleonConfig, chameleon
+from stremn import cli
+from stremn.vos import train as curriculum
+from stremn.train import loop as train
+from stremn.experiments.prediction import NETWORKS
+from stremn.results import Record
+from stremn.core import StremnError
+from stremn.data.chameleon import ChameleonConfig, chameleon
 from stremn.data.video import VideoWriter
-from stremn.data.vos import PALETTE, read_mask, to_pixels, write_mask
+from stremn.images import PALETTE, read_mask, to_pixels, write_mask
 from stremn.memory.bank import BankConfig
 from stremn.memory.rules import RULES
-from stremn.models.recurrent import PLAIN
+from stremn.models.prediction_baselines import WEIGHTLESS
 from stremn.models.vos import VOSConfig
 
 SIZE, FRAMES = 64, 7
@@ -161,7 +164,7 @@ def test_train_goes_on_and_refuses_another_config(work, capsys, monkeypatch):
     tiny = train.ChameleonTraining()
     stages = tuple(replace(s, batch=1, clip=replace(s.clip, size=16)) for s in tiny.stages)
     small = replace(tiny, model=MODEL, stages=stages)
-    monkeypatch.setitem(curriculum.PROTOCOLS, "tiny", lambda: (curriculum.Part("", small, train.FitConfig()),))
+    monkeypatch.setitem(curriculum.PROTOCOLS, "tiny", lambda: (curriculum.Recipe("", small, train.FitConfig()),))
     words = ["train", "vos", "--out", "runs/a", "--device", "cpu", "--quiet", "--steps", "1"]
     status, out, err = stremn_main(capsys, *words)
     assert (status, err, out) == (0, [], ["3 steps, finished: weights in runs/a/model.safetensors"])
@@ -204,9 +207,9 @@ def test_help_of_every_command(capsys, command):
     assert status == 0 and f"usage: stremn {command}" in text
     assert "{None}" not in text and "--no-quiet" not in text
     if command == "predict":
-        assert all(name in text for name in PLAIN)
+        assert all(name in text for name in WEIGHTLESS)
     if command == "train":
-        assert all(name in text for name in CONTESTANTS) and get_args(cli.Learner) == tuple(CONTESTANTS)
+        assert all(name in text for name in NETWORKS) and get_args(cli.Learner) == tuple(NETWORKS)
     if command in ("segment", "evaluate"):
         assert ", ".join([*RULES][:-1]) + f" or {[*RULES][-1]}" in text                   # the list cannot go stale
 
@@ -415,14 +418,15 @@ def test_predict_goes_on_where_frames_end(work, capsys):
 
 
 def test_train_prediction_goes_on(work, capsys, monkeypatch):
-    from stremn import contest, forecasting
-    lesson = contest.LESSONS["tiny"]
+    from stremn.experiments import prediction as contest
+    from stremn.prediction import train as forecasting
+    lesson = contest.RECIPES["tiny"]
     clip = replace(lesson.training.clip, size=16)
-    stages = (forecasting.PredictionStage(4, 1, 2),)
+    stages = (forecasting.PredictionPhase(4, 1, 2),)
     model = contest.ConvLSTMConfig(hidden=4, layers=1)
-    monkeypatch.setitem(contest.CONTESTANTS, "convlstm", contest.Contestant(model, 1.))
+    monkeypatch.setitem(contest.NETWORKS, "convlstm", contest.Network(model, 1.))
     training = replace(lesson.training, clip=clip, stages=stages, observed=3)
-    monkeypatch.setitem(contest.LESSONS, "tiny", replace(lesson, training=training))
+    monkeypatch.setitem(contest.RECIPES, "tiny", replace(lesson, training=training))
     words = ["train", "prediction", "--network", "convlstm", "--out", "run", "--steps", "2", "--device", "cpu",
              "--quiet"]
     status, out, err = stremn_main(capsys, *words)

@@ -10,10 +10,10 @@ from PIL import Image
 from test_cli import davis, stremn_main, tree
 
 from stremn import cli
-from stremn.data.synthetic import ChameleonConfig, chameleon
-from stremn.data.vos import PALETTE, read_mask, to_pixels, write_mask
-from stremn.infer import VideoSegmenter
-from stremn.protocols import CarefulSegmenter
+from stremn.data.chameleon import ChameleonConfig, chameleon
+from stremn.images import PALETTE, read_mask, to_pixels, write_mask
+from stremn.vos.stream import VideoSegmenter
+from stremn.vos.multiscale import MultiScaleSegmenter
 
 LAST, ENTERS = 6, {1: 0, 2: 3}  # every third frame is asked for; object 2 comes late
 NAMES = [f"{t:05d}" for t in range(LAST + 1)]
@@ -135,8 +135,8 @@ def test_a_public_split_is_scored_and_packed(work, weights, capsys):
 
 
 def test_weights_are_read_once_and_only_if_something_is_missing(work, weights, capsys, monkeypatch):
-    made, own = [], cli.Memory.segmenter
-    monkeypatch.setattr(cli.Memory, "segmenter", lambda self: made.append(1) or own(self))
+    made, own = [], cli.SegmentOptions.segmenter
+    monkeypatch.setattr(cli.SegmentOptions, "segmenter", lambda self: made.append(1) or own(self))
     root = davis(work)
     assert evaluate(capsys, weights, root, "--year", "2016", "--policy", "random")[0] == 0 and made == [1]
     fresh = own(cli.parse(["segment", "x", "--mask", "y", "--out", "z", "--policy", "random", "--weights",
@@ -154,7 +154,7 @@ def test_weights_are_read_once_and_only_if_something_is_missing(work, weights, c
     (["--far", "0.2"], 1, .2), (["--mirror", "--far", "12"], 2, 12.)])
 def test_looks_reach_the_segmenter(weights, words, looks, far):
     s = cli.parse(["segment", "x", "--mask", "y", "--out", "z", "--weights", str(weights), *words]).segmenter()
-    assert type(s) is (VideoSegmenter if looks is None else CarefulSegmenter)
+    assert type(s) is (VideoSegmenter if looks is None else MultiScaleSegmenter)
     if looks:
         assert len(s.looking.branches) == looks and s.looking.far == far
         assert {b.scale for b in s.looking.branches} == ({1., 1.15, 1.3, 1.5} if "--multi-scale" in words else {1.})

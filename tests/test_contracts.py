@@ -11,6 +11,9 @@ from contracts import CONTRACTS
 ROOT = Path(__file__).resolve().parent.parent
 
 
+ONE, TWO = "library/01_core.ipynb", "library/20_memory.twice.ipynb"
+
+
 # ---- a small good tree ---------------------------------------------------------------------------------------------
 
 def code(source: str, *outputs: dict, **metadata) -> dict:
@@ -62,12 +65,12 @@ def good_tree(tmp_path_factory) -> Path:
     for name in ("settings.ini", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, root)
     (root / "CHANGELOG.md").write_text(f"# Change log\n\n## {contracts.settings(ROOT)['version']}\n")
-    write_notebook(root / "nbs" / "index.ipynb", words("# Small\n\n> A small tree\n\nSee [one](01_one.ipynb)."),
+    write_notebook(root / "nbs" / "index.ipynb", words("# Small\n\n> A small tree\n\nSee [one](library/01_core.ipynb)."),
                    code("1 + 2", shown()))
-    write_notebook(root / "nbs" / "01_one.ipynb", code("#| default_exp one"), words("# One\n\n> Adds one"),
+    write_notebook(root / "nbs" / ONE, code("#| default_exp core"), words("# One\n\n> Adds one"),
                    code("#| export\ndef one(x): return x + 1"), code("one(2)", shown()))
-    write_notebook(root / "nbs" / "20_two.twice.ipynb", code("#| default_exp two.twice"), words("# Two\n\n> Adds two"),
-                   code("#| export\nfrom stremn.one import one"), code("#| export\ndef two(x): return one(one(x))"),
+    write_notebook(root / "nbs" / TWO, code("#| default_exp memory.twice"), words("# Two\n\n> Adds two"),
+                   code("#| export\nfrom stremn.core import one"), code("#| export\ndef two(x): return one(one(x))"),
                    code("two(1)", shown()), code("#| interactive\ntwo(0)"))
     export(root)
     contracts.readme_tool().main(root)
@@ -84,26 +87,60 @@ def tree(good_tree, tmp_path) -> Path:
 
 # ---- violations ----------------------------------------------------------------------------------------------------
 
-ONE, TWO = "01_one.ipynb", "20_two.twice.ipynb"
-
-
-def plant_shared_number(root): (root / "nbs" / ONE).rename(root / "nbs" / "20_one.ipynb")
-def plant_bare_name(root): (root / "nbs" / ONE).rename(root / "nbs" / "one.ipynb")
-def plant_split_layer(root): shutil.copy(root / "nbs" / TWO, root / "nbs" / "30_two.more.ipynb")
-def plant_wrong_name(root): (root / "nbs" / ONE).rename(root / "nbs" / "01_uno.ipynb")
-def plant_nameless_export(root): write_notebook(root / "nbs" / "02_x.ipynb", code("#| export\ny = 1"))
-def plant_upward_arrow(root): add(root, ONE, code("#| export\nfrom stremn.two.twice import two"))
-def plant_upward_arrow_inside(root): add(root, ONE, code("#| export\ndef f():\n    from stremn.two import twice"))
-def plant_relative_import(root): add(root, TWO, code("#| export\nfrom ..one import one"))
-def plant_plain_import(root): add(root, TWO, code("#| export\nimport stremn.one"))
+def plant_shared_number(root): (root / "nbs" / ONE).rename(root / "nbs" / "library" / "20_core.ipynb")
+def plant_bare_name(root): (root / "nbs" / ONE).rename(root / "nbs" / "library" / "core.ipynb")
+def plant_split_layer(root): shutil.copy(root / "nbs" / TWO, root / "nbs" / "library" / "30_memory.more.ipynb")
+def plant_wrong_name(root): (root / "nbs" / ONE).rename(root / "nbs" / "library" / "01_uno.ipynb")
+def plant_nameless_export(root): write_notebook(root / "nbs" / "library" / "02_x.ipynb", code("#| export\ny = 1"))
+def plant_upward_arrow(root): add(root, ONE, code("#| export\nfrom stremn.memory.twice import two"))
+def plant_upward_arrow_inside(root): add(root, ONE, code("#| export\ndef f():\n    from stremn.memory import twice"))
+def plant_relative_import(root): add(root, TWO, code("#| export\nfrom ..core import one"))
+def plant_plain_import(root): add(root, TWO, code("#| export\nimport stremn.core"))
 def plant_unknown_import(root): add(root, TWO, code("#| export\nfrom stremn.three import three"))
 def plant_star(root): add(root, TWO, code("#| hide\nfrom math import *"))
 def plant_fastcore(root): add(root, TWO, code("#| export\nfrom fastcore.basics import store_attr"))
 def plant_orphan(root): (root / "stremn" / "three.py").write_text("x = 1\n")
-def plant_missing_module(root): (root / "stremn" / "one.py").unlink()
-def plant_code_in_init(root): (root / "stremn" / "two" / "__init__.py").write_text("x = 1\n")
-def plant_lost_header(root): (root / "stremn" / "one.py").write_text("x = 1\n")
-def plant_renamed_notebook(root): (root / "nbs" / ONE).rename(root / "nbs" / "02_one.ipynb")
+def plant_missing_module(root): (root / "stremn" / "core.py").unlink()
+def plant_code_in_init(root): (root / "stremn" / "memory" / "__init__.py").write_text("x = 1\n")
+
+
+def plant_function_in_init(root):
+    "Doors lead somewhere; they do nothing themselves."
+    (root / "stremn" / "memory" / "__init__.py").write_text("from .twice import two\ndef three(x): return two(x)\n")
+
+
+def plant_exporting_page(root):
+    "A page of results that exports."
+    write_notebook(root / "nbs" / "results" / "t1_x.ipynb", code("#| default_exp x"), code("#| export\ny = 1"))
+
+
+def plant_two_makers(root):
+    "Two notebooks for one module."
+    write_notebook(root / "nbs" / "lessons" / "02_core.ipynb", code("#| default_exp core"), code("#| export\ny = 1"))
+
+
+def plant_room_without_floor(root):
+    "A package that nobody placed."
+    write_notebook(root / "nbs" / "library" / "40_attic.ipynb", code("#| default_exp attic"),
+                   code("#| export\nfrom stremn.core import one"))
+
+
+def plant_arrow_between_towers(root):
+    "Segmentation that knows of prediction."
+    for name, needs in (("60_vos.a", "prediction.b"), ("70_prediction.b", "core")):
+        write_notebook(root / "nbs" / "library" / f"{name}.ipynb", code(f"#| default_exp {name[3:]}"),
+                       code(f"#| export\nfrom stremn.{needs} import one"))
+
+
+def plant_circle(root):
+    "Two modules of one package that import each other."
+    for name, needs in (("60_vos.a", "vos.b"), ("61_vos.b", "vos.a")):
+        write_notebook(root / "nbs" / "library" / f"{name}.ipynb", code(f"#| default_exp {name[3:]}"),
+                       code(f"#| export\nfrom stremn.{needs} import one"))
+
+
+def plant_lost_header(root): (root / "stremn" / "core.py").write_text("x = 1\n")
+def plant_renamed_notebook(root): (root / "nbs" / ONE).rename(root / "nbs" / "library" / "02_core.ipynb")
 def plant_edited_notebook(root): add(root, ONE, code("#| export\ndef zero(x): return x"))
 def plant_missing_index(root): (root / "stremn" / "_modidx.py").unlink()
 def plant_metadata(root): add(root, ONE, code("one(3)", shown("4"), collapsed=True))
@@ -119,8 +156,8 @@ def plant_long_export(root): add(root, ONE, code("#| export\n" + "\n".join(f"x{i
 def plant_long_lesson(root): add(root, ONE, code("\n".join(f"x{i} = {i}" for i in range(21)), shown()))
 def plant_print(root): add(root, ONE, code("print(one(3))", shown("4")))
 def plant_no_title(root): write_notebook(root / "nbs" / "02_x.ipynb", words("Some words"))
-def plant_extra(root): (root / "stremn" / "one.py").write_text("import matplotlib\n")
-def plant_undeclared(root): (root / "stremn" / "one.py").write_text("def f():\n    import scipy.stats\n")
+def plant_extra(root): (root / "stremn" / "core.py").write_text("import matplotlib\n")
+def plant_undeclared(root): (root / "stremn" / "core.py").write_text("def f():\n    import scipy.stats\n")
 def plant_version(root): (root / "stremn" / "__init__.py").write_text('__version__ = "9.9.9"\n')
 def plant_unlogged_version(root): (root / "CHANGELOG.md").write_text("# Change log\n\n## 0.0.0\n")
 def plant_readme(root): (root / "README.md").write_text("# Another\n")
@@ -138,7 +175,7 @@ def plant_wide_file(root): (root / "setup.py").write_text("x = 1  # " + "wide " 
 
 def plant_edited_module(root):
     "A change that no notebook knows of."
-    path = root / "stremn" / "one.py"
+    path = root / "stremn" / "core.py"
     path.write_text(path.read_text().replace("+ 1", "+ 2"))
 
 
@@ -162,12 +199,13 @@ def plant_missing_pin(root):
 
 PLANTS = {
     "numbers_are_unique": [plant_shared_number, plant_bare_name, plant_split_layer],
-    "names_match_modules": [plant_wrong_name, plant_nameless_export],
+    "names_match_modules": [plant_wrong_name, plant_nameless_export, plant_exporting_page, plant_two_makers],
     "arrows_point_down": [plant_upward_arrow, plant_upward_arrow_inside, plant_relative_import, plant_plain_import,
-                          plant_unknown_import],
+                          plant_unknown_import, plant_room_without_floor, plant_arrow_between_towers],
+    "imports_run_in_no_circle": [plant_circle],
     "no_star_imports": [plant_star],
     "no_tools_in_modules": [plant_fastcore],
-    "no_orphans": [plant_orphan, plant_missing_module, plant_code_in_init],
+    "no_orphans": [plant_orphan, plant_missing_module, plant_code_in_init, plant_function_in_init],
     "headers_name_notebooks": [plant_lost_header, plant_renamed_notebook],
     "export_is_in_sync": [plant_edited_module, plant_edited_notebook, plant_missing_index],
     "notebooks_are_clean": [plant_metadata, plant_execution_count],

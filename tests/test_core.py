@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck,given,settings,strategies as st
-from stremn import core
-from stremn.core import Record,StremnError,check,device_name,make_generator,pick_device,plain,seed_everything
+from stremn import results
+from stremn.results import Record
+from stremn.core import StremnError,check,device_name,make_generator,pick_device,seed_everything
+from stremn.config import to_json
 
 
 @dataclass(frozen=True)
@@ -78,18 +80,18 @@ def test_devices(monkeypatch):
 
 
 def test_plain_is_json_and_deterministic():
-    found = plain({"d":Inner(), "t":(1,(2,)), "s":{"b","a","c"}, "m":Mode.FAST, "n":np.float32(.5), "a":np.arange(3),
+    found = to_json({"d":Inner(), "t":(1,(2,)), "s":{"b","a","c"}, "m":Mode.FAST, "n":np.float32(.5), "a":np.arange(3),
                    "x":torch.ones(2), "z":torch.tensor(4), "k":{1:2}, "dt":torch.float16, "dev":torch.device("cpu"),
                    "b":True, "none":None})
     assert found=={"d":{"size":[3,4],"root":"a/b"}, "t":[1,[2]], "s":["a","b","c"], "m":"fast", "n":.5, "a":[0,1,2],
                    "x":[1.,1.], "z":4, "k":{"1":2}, "dt":"torch.float16", "dev":"cpu", "b":True, "none":None}
-    assert json.loads(json.dumps(found))==found and plain(found)==found
+    assert json.loads(json.dumps(found))==found and to_json(found)==found
     assert found["b"] is True
 
 
 @pytest.mark.parametrize("bad", [object(), lambda: 0, {1:0,"1":0}, b"bytes", {"a":[{"b":object()}]}])
 def test_plain_refuses_what_json_cannot_hold(bad):
-    with pytest.raises(StremnError, match="^config"): plain(bad, "config")
+    with pytest.raises(StremnError, match="^config"): to_json(bad, "config")
 
 
 def test_record_is_frozen_and_normalised():
@@ -110,7 +112,7 @@ def test_config_id_follows_meaning():
 
 
 def test_config_id_is_the_same_in_another_process():
-    code = "from stremn.core import Record; print(Record('a',{},{'s':{'x','y','z'},'t':(1,2)},0,0).config_id)"
+    code = "from stremn.results import Record; print(Record('a',{},{'s':{'x','y','z'},'t':(1,2)},0,0).config_id)"
     env = {**os.environ, "PYTHONHASHSEED":"123"}
     there = subprocess.run([sys.executable,"-c",code], capture_output=True, text=True, env=env, check=True)
     assert there.stdout.strip()==Record("a", {}, {"s":{"x","y","z"},"t":(1,2)}, 0, 0).config_id
@@ -154,7 +156,7 @@ def test_no_number_no_file(tmp_path, changes, place):
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     old = record().save(tmp_path).read_bytes()
     def full(*_): raise OSError(28, "No space left on device")
-    monkeypatch.setattr(core.os, "replace", full)
+    monkeypatch.setattr(results.os, "replace", full)
     with pytest.raises(StremnError, match="No space left"): record(seconds=99).save(tmp_path)
     assert [p.name for p in tmp_path.iterdir()]==["learned-s3.json"] and (tmp_path/"learned-s3.json").read_bytes()==old
 
@@ -228,26 +230,26 @@ def test_commit_of_the_project_and_of_nobody_else(tmp_path, monkeypatch):
     ours,other = checkout(tmp_path/"ours"),checkout(tmp_path/"other", lib="thesis")
     head = git(ours, "rev-parse", "HEAD")
     monkeypatch.chdir(other)
-    assert core._commit(ours/"stremn")==head[:12], "standing in another repository must not matter"
-    assert core._commit(other/"stremn")=="unknown", "a copy inside another project's repository is not our checkout"
+    assert results._commit(ours/"stremn")==head[:12], "standing in another repository must not matter"
+    assert results._commit(other/"stremn")=="unknown", "a copy inside another project's repository is not our checkout"
     monkeypatch.setenv("GIT_DIR", str(other/".git"))
-    assert core._commit(ours/"stremn")==head[:12], "GIT_DIR of a hook must not matter"
+    assert results._commit(ours/"stremn")==head[:12], "GIT_DIR of a hook must not matter"
     (ours/"notes.txt").write_text("untracked, outside the package")
-    assert core._commit(ours/"stremn")==head[:12]
+    assert results._commit(ours/"stremn")==head[:12]
     (ours/"stremn"/"core.py").write_text("x = 2\n")
-    assert core._commit(ours/"stremn")==head[:12]+"+dirty"
+    assert results._commit(ours/"stremn")==head[:12]+"+dirty"
 
 
 def test_an_installed_package_has_no_commit(tmp_path):
     venv = checkout(tmp_path/"project")/".venv"/"lib"/"site-packages"/"stremn"
     venv.mkdir(parents=True)
-    assert core._commit(venv)=="unknown"
+    assert results._commit(venv)=="unknown"
 
 
 def test_no_git_no_commit(tmp_path, monkeypatch):
     ours = checkout(tmp_path/"ours")
     monkeypatch.setenv("PATH", "")
-    assert core._commit(ours/"stremn")=="unknown"
+    assert results._commit(ours/"stremn")=="unknown"
 
 
 def test_versions():

@@ -11,13 +11,10 @@ from PIL import Image
 
 from refusals import refused
 from stremn.core import StremnError
-from stremn.data.prediction import (FILM_DATA, FILM_PROTOCOLS, GREY, KTH_ABSENT, KTH_ACTIONS, Film, FilmProtocol,
-                                    action_films, bounce, count_windows, describe_prediction, each_window,
-                                    film_protocol, film_windows, find_tree, find_trees, folder_films, human_films,
-                                    kth_films, moving_digits, prepare, read_digits, read_film, read_moving,
-                                    read_sequences, runs, spread, training_films, window_starts, windows_to_test)
+from stremn.data.catalog import PREDICTION_SETS, count_windows, describe_prediction
+from stremn.data.prediction import PREDICTION_DATA, LUMA, KTH_ABSENT, KTH_ACTIONS, VideoEntry, PredictionData, action_videos, bounce, each_window, prediction_data, entry_windows, find_tree, find_trees, folder_videos, human_videos, kth_videos, moving_digits, prepare, read_digits, read_entry, read_moving, read_sequences, runs, spread, training_entries, window_starts, windows_to_test
 from stremn.data.video import VideoWriter
-from stremn.forecasting import PredictionStage, PredictionTask, PredictionTraining
+from stremn.prediction.train import PredictionPhase, PredictionTask, PredictionTraining
 from stremn.models.prediction import PredictionConfig
 
 
@@ -100,10 +97,10 @@ def test_kth_windows_are_predrnns():
         films += [list(range(1, int(n))) for n in rng.integers(2, 100, 4)]
         category = rng.integers(1, 3, len(films))
         for name, split in (("kth", "test"), ("kth-predrnn", "train")):
-            p = film_protocol(name)
-            made = [Film(str(f), 1, "running" if category[f] == 2 else "boxing", tuple(n), ())
+            p = prediction_data(name)
+            made = [VideoEntry(str(f), 1, "running" if category[f] == 2 else "boxing", tuple(n), ())
                     for f, n in enumerate(films)]
-            ours = [(f, x.numbers[s]) for f, x in enumerate(made) for s in film_windows(x, p, split)]
+            ours = [(f, x.numbers[s]) for f, x in enumerate(made) for s in entry_windows(x, p, split)]
             theirs = predrnn_walk([(f, n) for f, ns in enumerate(films) for n in ns], p.length(split), category)
             assert ours == theirs
 
@@ -128,15 +125,15 @@ def test_runs_partition_a_film_at_its_gaps():
 
 
 def test_protocols_split_people_without_overlap():
-    for p in FILM_PROTOCOLS.values():
+    for p in PREDICTION_DATA.values():
         train, choose, test = (set(p.groups(s)) for s in ("train", "choose", "test"))
         assert train and not train & choose and not test & set(p.train) and choose <= set(p.train)
         assert p.source and p.length("test") == p.observed + p.future
-    assert film_protocol("kth").groups("test") == tuple(range(17, 26))
-    assert film_protocol("h36m").groups("test") == (9, 11)
-    own = FilmProtocol("x", "folder", 2, 2, 2, 16, 1, (0,), (), (1,))
-    assert film_protocol(own) is own
-    refused("protocol: expected one of", film_protocol, "nope")
+    assert prediction_data("kth").groups("test") == tuple(range(17, 26))
+    assert prediction_data("h36m").groups("test") == (9, 11)
+    own = PredictionData("x", "folder", 2, 2, 2, 16, 1, (0,), (), (1,))
+    assert prediction_data(own) is own
+    refused("protocol: expected one of", prediction_data, "nope")
     refused("split: expected train, choose or test", own.groups, "val")
 
 
@@ -158,7 +155,7 @@ def bilinear(plane, size):
 
 def test_prepare_is_opencvs_resize_of_the_right_part():
     frame = torch.rand(3, 60, 84, generator=torch.Generator().manual_seed(0))
-    grey = sum(w * c for w, c in zip(GREY, frame)).double().numpy()
+    grey = sum(w * c for w, c in zip(LUMA, frame)).double().numpy()
     for view, part in (("whole", grey), ("square", grey[:, 12:72]), ("half", grey[15:45, 21:63])):
         found = prepare(frame, 16, 1, view, antialias=False)
         assert found.dtype == torch.uint8 and found.shape == (1, 16, 16)
@@ -180,7 +177,7 @@ def test_prepare_is_opencvs_resize_of_the_right_part():
 def test_kth_reads_the_listed_frames_and_no_others(tmp_path):
     root = kth(tmp_path, {(1, "boxing"): 70, (16, "walking"): 40, (17, "boxing"): 70, (20, "running"): 40},
                {(17, "boxing"): "3-32, 33-34, 40-69", (20, "running"): "1-35"})
-    films = {f.name: f for f in kth_films(root, allow_missing=True)}
+    films = {f.name: f for f in kth_videos(root, allow_missing=True)}
     assert films["person17_boxing_d1"].numbers == (*range(3, 35), *range(40, 70))
     x, names = windows_to_test(root, "kth", allow_missing=True)
     assert names == ["person17_boxing_d1@5", "person17_boxing_d1@40", "person20_running_d1@3", "person20_running_d1@6"]
@@ -188,9 +185,9 @@ def test_kth_reads_the_listed_frames_and_no_others(tmp_path):
     for name, window in zip(names, x):
         first = int(name.split("@")[1])
         assert torch.equal(window[:, 0, 64, 64].int(), torch.tensor([shade(first - 1 + t) for t in range(30)]).int())
-    train, names = training_films(root, "kth", allow_missing=True)
+    train, names = training_entries(root, "kth", allow_missing=True)
     assert names == ["person01_boxing_d1@1"] and train[0].shape == (70, 1, 128, 128)
-    held, names = training_films(root, "kth", "choose", allow_missing=True)
+    held, names = training_entries(root, "kth", "choose", allow_missing=True)
     assert names == ["person16_walking_d1@1"]
     assert [tuple(r[:5]) for r in count_windows(root, "kth", True)] == [("kth", "train", 2, 110, 3),
                                                                        ("kth", "test", 2, 97, 4)]
@@ -205,33 +202,33 @@ def test_kth_frame_folders_give_the_same_films(tmp_path):
         path = tmp_path / "walking" / "person02_walking_d3_uncomp" / f"image_{n:04}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (160, 120), 10 * n).save(path, quality=100)
-    film, = kth_films(tmp_path, allow_missing=True)
+    film, = kth_videos(tmp_path, allow_missing=True)
     assert (film.name, film.group, film.action, film.numbers) == ("person02_walking_d3", 2, "walking", (1, 2, 3, 7))
-    assert read_film(film, "kth", [3, 0])[:, 0, 0, 0].tolist() == [70, 10]
+    assert read_entry(film, "kth", [3, 0])[:, 0, 0, 0].tolist() == [70, 10]
     refused("found none in 0 films", windows_to_test, tmp_path, "kth", allow_missing=True)
-    refused(["30 frames for train of kth", "2 pieces, the longest of 3"], training_films, tmp_path, "kth",
+    refused(["30 frames for train of kth", "2 pieces, the longest of 3"], training_entries, tmp_path, "kth",
             allow_missing=True)
-    refused("expected KTH's 599 films, found 1; missing person01_boxing_d1", kth_films, tmp_path)
+    refused("expected KTH's 599 films, found 1; missing person01_boxing_d1", kth_videos, tmp_path)
     (film.source[0].parent / "image_1.png").write_bytes(film.source[0].read_bytes())
-    refused("expected one image a number, found two", kth_films, tmp_path, True)
+    refused("expected one image a number, found two", kth_videos, tmp_path, True)
     for f in film.source[0].parent.iterdir():
         f.rename(f.with_name(f"odd{f.name}"))
-    refused("expected frames called image_0001.jpg, found 5 other images", kth_films, tmp_path, True)
+    refused("expected frames called image_0001.jpg, found 5 other images", kth_videos, tmp_path, True)
 
 
 def test_kth_short_and_broken_videos(tmp_path):
     root = kth(tmp_path, {(17, "boxing"): 40}, {(17, "boxing"): "1-30, 31-99"})
-    assert kth_films(root, True)[0].numbers == tuple(range(1, 41))        # listed beyond the end: cut there
+    assert kth_videos(root, True)[0].numbers == tuple(range(1, 41))        # listed beyond the end: cut there
     video = root / "boxing" / "person17_boxing_d1_uncomp.avi"
-    film = Film("x", 17, "boxing", tuple(range(1, 60)), video)
-    refused("expected frame 59, found the end after 40", read_film, film, "kth")
-    refused("expected at least one frame", read_film, film, "kth", [])
+    film = VideoEntry("x", 17, "boxing", tuple(range(1, 60)), video)
+    refused("expected frame 59, found the end after 40", read_entry, film, "kth")
+    refused("expected at least one frame", read_entry, film, "kth", [])
     (root / "00sequences.txt").write_text("person17_boxing_d1 frames 50-60")
-    refused("expected frames 50 on, found a video of 40", kth_films, root, True)
+    refused("expected frames 50 on, found a video of 40", kth_videos, root, True)
     (root / "00sequences.txt").write_text("person18_boxing_d1 frames 1-60")
-    refused("expected a line for person17_boxing_d1, found none", kth_films, root, True)
+    refused("expected a line for person17_boxing_d1, found none", kth_videos, root, True)
     (root / "00sequences.txt").unlink()
-    refused("expected KTH's 00sequences.txt, found no such file", kth_films, root, True)
+    refused("expected KTH's 00sequences.txt, found no such file", kth_videos, root, True)
     (root / "00sequences.txt").write_text("nothing\n")
     refused("expected lines like", read_sequences, root / "00sequences.txt")
     (root / "00sequences.txt").write_text("person17_boxing_d1 frames all")
@@ -241,9 +238,9 @@ def test_kth_short_and_broken_videos(tmp_path):
                                                        "person17_boxing_d2": (2, 3)}
     (root / "00sequences.txt").write_text("person17_boxing_d1 frames 1-40")
     video.write_bytes(video.read_bytes()[:200])
-    refused(str(video), kth_films, root, True)
-    refused("expected KTH, found no data set of films", kth_films, tmp_path / "boxing")
-    refused("no such folder", kth_films, tmp_path / "nowhere")
+    refused(str(video), kth_videos, root, True)
+    refused("expected KTH, found no data set of films", kth_videos, tmp_path / "boxing")
+    refused("no such folder", kth_videos, tmp_path / "nowhere")
 
 
 # ---------------------------------------------------------------- Human3.6M
@@ -258,18 +255,18 @@ def test_human_frames_and_videos_are_the_same_films(tmp_path):
     for other in ("S9_WalkDog.54138969_000001.jpg", "S9_WalkTogether_1.54138969_000001.jpg", "S9_Eating.1_000001.jpg"):
         Image.new("RGB", (40, 40)).save(flat / other)
     avi(tree / "S9" / "Videos" / "WalkingDog.54138969.avi", 10, (40, 40))
-    assert [f.name for f in human_films(flat, True)] == [f.name for f in human_films(tree, True)]
+    assert [f.name for f in human_videos(flat, True)] == [f.name for f in human_videos(tree, True)]
     (x, names), (y, same) = (windows_to_test(p, "h36m", allow_missing=True) for p in (flat, tree))
     assert names == same == ["S9_Walking.54138969@1", "S9_Walking_1.54138969@1", "S9_Walking_1.54138969@26"][:len(same)]
     assert x.shape[1:] == (8, 3, 128, 128) and (x.int() - y.int()).abs().max() <= 1
     assert (y[0, :, 0, 0, 0].int() - torch.tensor([shade(10 * t) for t in range(8)])).abs().max() <= 1
-    refused(["expected walking scenes of subjects", "found none of [1, 5, 6, 7, 8, 11]"], human_films, flat)
+    refused(["expected walking scenes of subjects", "found none of [1, 5, 6, 7, 8, 11]"], human_videos, flat)
 
 
 def test_human_training_films_hold_every_second_stored_frame(tmp_path):
     for i in range(1, 200, 5):
         Image.new("RGB", (40, 40), (i,) * 3).save(tmp_path / f"S1_Walking_1.55011271_{i:06}.jpg", quality=100)
-    (film,), names = training_films(tmp_path, "h36m", allow_missing=True)
+    (film,), names = training_entries(tmp_path, "h36m", allow_missing=True)
     assert film.shape == (20, 3, 128, 128) and names == ["S1_Walking_1.55011271@1"]
     assert (film[:, 0, 0, 0].int() - torch.arange(1, 200, 10)).abs().max() <= 1
 
@@ -286,9 +283,9 @@ def digits_file(path, n=5, pack=True):
 def test_digits_come_packed_or_not(tmp_path, name, pack):
     digits = digits_file(tmp_path / name, pack=pack)
     assert (read_digits(tmp_path / name) == digits).all()
-    films, names = training_films(tmp_path, "mmnist", limit=3)
-    again, _ = training_films(tmp_path.parent, "mmnist", limit=3)
-    held, _ = training_films(tmp_path, "mmnist", "choose", limit=3)
+    films, names = training_entries(tmp_path, "mmnist", limit=3)
+    again, _ = training_entries(tmp_path.parent, "mmnist", limit=3)
+    held, _ = training_entries(tmp_path, "mmnist", "choose", limit=3)
     assert len(films) == 3 == len(names) and films[0].shape == (20, 1, 64, 64) and films[0].dtype == torch.uint8
     assert all(torch.equal(a, b) for a, b in zip(films, again)) and not torch.equal(films[0], held[0])
 
@@ -316,7 +313,7 @@ def test_stored_sequences(tmp_path):
     x, names = windows_to_test(tmp_path, "mmnist", 3)
     assert names == ["0", "2", "4"] == [str(i) for i in spread(7, 3)]
     assert [tuple(r) for r in count_windows(tmp_path, "mmnist")] == [("mmnist", "test", 7, 140, 7, 10_000)]
-    refused("expected MNIST's train-images-idx3-ubyte, from which", training_films, tmp_path, "mmnist")
+    refused("expected MNIST's train-images-idx3-ubyte, from which", training_entries, tmp_path, "mmnist")
     refused("limit: expected 1 or more", spread, 5, 0)
     np.save(tmp_path / "mnist_test_seq.npy", stored[:12])
     refused("expected at least 20 frames, found 12", windows_to_test, tmp_path, "mmnist")
@@ -328,15 +325,15 @@ def test_stored_sequences(tmp_path):
 
 def test_moving_digits_obey_the_size(tmp_path):
     digits = digits_file(tmp_path / "train-images-idx3-ubyte")
-    wide = replace(film_protocol("mmnist"), size=96)
+    wide = replace(prediction_data("mmnist"), size=96)
     for split, salt in (("train", 0), ("choose", 1)):
-        films, _ = training_films(tmp_path, wide, split, limit=2)
+        films, _ = training_entries(tmp_path, wide, split, limit=2)
         for i, film in enumerate(films):
             assert film.shape == (20, 1, 96, 96)
             assert torch.equal(film, moving_digits(digits, np.random.default_rng([salt, i]), 20, size=96))
-    corners = torch.cat(training_films(tmp_path, wide, limit=20)[0])
+    corners = torch.cat(training_entries(tmp_path, wide, limit=20)[0])
     assert corners[..., 64:, :].any() and corners[..., 64:].any()                  # they use the whole canvas
-    refused("size: expected more than 28, found 28", training_films, tmp_path, replace(wide, size=28), limit=1)
+    refused("size: expected more than 28, found 28", training_entries, tmp_path, replace(wide, size=28), limit=1)
     np.save(tmp_path / "mnist_test_seq.npy", np.zeros((20, 3, 64, 64), np.uint8))
     assert windows_to_test(tmp_path, "mmnist")[0].shape == (3, 20, 1, 64, 64)
     refused(["size: expected 64, the side of the frames in", "mnist_test_seq.npy, found 96"], windows_to_test, tmp_path,
@@ -364,17 +361,17 @@ def test_any_folder(tmp_path):
         (tmp_path / "shots").mkdir(exist_ok=True)
         Image.new("RGB", (32, 24), (9 * t, 0, 0)).save(tmp_path / "shots" / f"{t}.png")
     (tmp_path / "notes.txt").write_text("not a film")
-    assert [(f.name, f.group) for f in folder_films(tmp_path)] == [
+    assert [(f.name, f.group) for f in folder_videos(tmp_path)] == [
         ("film0", 2), ("film1", 0), ("film2", 0), ("film3", 0), ("film4", 1), ("film5", 0), ("shots", 0)]
-    films, names = training_films(tmp_path, "folder")
+    films, names = training_entries(tmp_path, "folder")
     assert names[-1] == "shots@1" and films[-1][:, 0, 9, 9].tolist() == [9 * t for t in range(25)]   # natural order
     x, names = windows_to_test(tmp_path, "folder")
     assert names == ["film4@1"] and x.shape == (1, 20, 3, 64, 64)
     for part in ("train", "test"):
         mp4(tmp_path / part / "a.mp4", 20)
-    assert [(f.name, f.group) for f in folder_films(tmp_path)] == [("train/a", 2), ("test/a", 1)]
-    refused("found none", folder_films, tmp_path / "shots")
-    refused("found a file", folder_films, tmp_path / "notes.txt")
+    assert [(f.name, f.group) for f in folder_videos(tmp_path)] == [("train/a", 2), ("test/a", 1)]
+    refused("found none", folder_videos, tmp_path / "shots")
+    refused("found a file", folder_videos, tmp_path / "notes.txt")
 
 
 def test_films_of_a_folder_have_names_of_their_own(tmp_path):
@@ -384,17 +381,17 @@ def test_films_of_a_folder_have_names_of_their_own(tmp_path):
     mp4(tmp_path / "a.mp4", 3)
     (tmp_path / "empty.avi").mkdir()                                               # a folder without images: no film
     walks = [f"walk.{i:02}" for i in range(1, 12)]
-    assert [f.name for f in folder_films(tmp_path)] == ["a", *walks]
+    assert [f.name for f in folder_videos(tmp_path)] == ["a", *walks]
     for other in ("a", "a.mkv"):
         (tmp_path / other).mkdir() if other == "a" else mp4(tmp_path / "b.mp4", 3).rename(tmp_path / other)
         Image.new("RGB", (8, 8)).save(tmp_path / "a" / "1.png")
-        found = folder_films(tmp_path)
+        found = folder_videos(tmp_path)
         assert len({f.name for f in found}) == len(found) and {"a", "a.mp4", other, *walks} == {f.name for f in found}
     assert all(f.name == (f.source if f.name.startswith("a.") else f.source[0].parent).name for f in found)
     for part in ("train", "test"):
         mp4(tmp_path / "own" / part / "a.mp4", 3)
     mp4(tmp_path / "own" / "test" / "a.avi.mp4", 3).rename(tmp_path / "own" / "test" / "a.avi")
-    assert [f.name for f in folder_films(tmp_path / "own")] == ["train/a", "test/a.avi", "test/a.mp4"]
+    assert [f.name for f in folder_videos(tmp_path / "own")] == ["train/a", "test/a.avi", "test/a.mp4"]
 
 
 def test_commands_are_given_where_training_would_not_refuse(tmp_path):
@@ -408,14 +405,14 @@ def test_commands_are_given_where_training_would_not_refuse(tmp_path):
     def commands(dataset="KTH"):
         return {r.split: shlex.split(r.next) for r in describe_prediction(root) if r.dataset == dataset}
     train = ["stremn", "train", "prediction", "--protocol", "kth", "--data", str(root / "kth"), "--out", "run"]
-    assert commands() == {"train": train, "test": []} and len(kth_films(train[6])) == 599
+    assert commands() == {"train": train, "test": []} and len(kth_videos(train[6])) == 599
     film = root / "kth" / "boxing" / "person25_boxing_d4_uncomp"                   # a test film: training refuses, too
     film.rename(tmp_path / "away")
     assert commands() == {"train": [], "test": []}
-    refused("expected KTH's 599 films, found 598", kth_films, root)
+    refused("expected KTH's 599 films, found 598", kth_videos, root)
     film.with_suffix(".avi").touch()                                               # a video, and no list of frames
     assert commands() == {"train": [], "test": []}
-    refused("expected KTH's 00sequences.txt", kth_films, root)
+    refused("expected KTH's 00sequences.txt", kth_videos, root)
     (root / "kth" / "sequences").mkdir()
     (root / "kth" / "sequences" / "00sequences.txt").write_text("person25_boxing_d4 frames 1-2")
     assert commands() == {"train": train, "test": []}
@@ -423,8 +420,8 @@ def test_commands_are_given_where_training_would_not_refuse(tmp_path):
 
 def test_commands_for_moving_mnist(tmp_path, monkeypatch):
     np.save(tmp_path / "mnist_test_seq.npy", np.zeros((20, 4, 64, 64), np.uint8))
-    monkeypatch.setitem(FILM_DATA, ("Moving MNIST", "test"), (4, "mmnist"))
-    monkeypatch.setitem(FILM_DATA, ("Moving MNIST", "train"), (5, "mmnist"))
+    monkeypatch.setitem(PREDICTION_SETS, ("Moving MNIST", "test"), (4, "mmnist"))
+    monkeypatch.setitem(PREDICTION_SETS, ("Moving MNIST", "train"), (5, "mmnist"))
     assert not any(r.next for r in describe_prediction(tmp_path))                  # nothing to learn from
     for part in ("b", "a"):
         (tmp_path / part).mkdir()
@@ -432,8 +429,8 @@ def test_commands_for_moving_mnist(tmp_path, monkeypatch):
     row = next(r for r in describe_prediction(tmp_path) if r.dataset == "Moving MNIST" and r.split == "train")
     assert (row.where, row.found) == (".", 5)                                      # the readers look below it, too
     assert row.next == f"stremn train prediction --protocol mmnist --data {shlex.quote(str(tmp_path))} --out run"
-    assert len(training_films(shlex.split(row.next)[6], "mmnist", limit=1)[0]) == 1
-    monkeypatch.setitem(FILM_DATA, ("Moving MNIST", "train"), (6, "mmnist"))
+    assert len(training_entries(shlex.split(row.next)[6], "mmnist", limit=1)[0]) == 1
+    monkeypatch.setitem(PREDICTION_SETS, ("Moving MNIST", "train"), (6, "mmnist"))
     assert not any(r.next for r in describe_prediction(tmp_path))                  # five of six
 
 
@@ -469,9 +466,9 @@ def test_inventory(tmp_path):
 
 def test_films_feed_the_training_task(tmp_path):
     root = kth(tmp_path, {(1, "boxing"): 40, (2, "boxing"): 33, (15, "boxing"): 35})
-    films, _ = training_films(root, "kth", allow_missing=True)
-    held, _ = training_films(root, "kth", "choose", allow_missing=True)
-    task = PredictionTask(PredictionTraining(PredictionConfig(), stages=(PredictionStage(1, 2, 20),)), films, held)
+    films, _ = training_entries(root, "kth", allow_missing=True)
+    held, _ = training_entries(root, "kth", "choose", allow_missing=True)
+    task = PredictionTask(PredictionTraining(PredictionConfig(), stages=(PredictionPhase(1, 2, 20),)), films, held)
     frames = task.batch(0, 0, 0).frames
     assert frames.shape == (2, 30, 1, 128, 128) and 0 <= frames.min() and frames.max() <= 1
     first = frames[:, :, 0, 0, 0].mul(255).round()
@@ -485,22 +482,22 @@ def test_real_action_clips(data_root):
         pytest.skip(f"no actions/indoor below STREMN_DATA={data_root}")
     rows = count_windows(root, "small")
     assert [(r.split, r.films) for r in rows] == [("train", 18), ("test", 9)]
-    films, names = action_films(root, (3,), 16, (1,))
+    films, names = action_videos(root, (3,), 16, (1,))
     assert names == ["PS7A1P3T1", "PS7A2P3T1", "PS7A3P3T1"] and all(f.shape[1:] == (1, 16, 16) for f in films)
     assert all(f.dtype == torch.uint8 and len(f) > 60 and f.float().std() > 20 for f in films)
     x, _ = windows_to_test(root, "small", 2)
     assert x.shape == (2, 30, 1, 64, 64)
-    refused("expected clips of persons [1, 4], found those of [1, 2, 3]", action_films, root, (1, 4))
-    refused("expected takes [9]", action_films, root, (1,), 16, (9,))
+    refused("expected clips of persons [1, 4], found those of [1, 2, 3]", action_videos, root, (1, 4))
+    refused("expected takes [9]", action_videos, root, (1,), 16, (9,))
     found = {(r.dataset, r.split): r.found for r in describe_prediction(root)}
     assert found["action clips", "train"] == 18 and found["action clips", "test"] == 9
 
 
 def test_action_clips_must_be_there(tmp_path):
     with pytest.raises(StremnError, match="expected action clips, found no data set"):
-        action_films(tmp_path)
+        action_videos(tmp_path)
     mp4(tmp_path / "x.mp4", 3)
     (tmp_path / "x.mp4").rename(tmp_path / "PS7A1P1T1.avi")
-    films, names = action_films(tmp_path, (1,), 8)
+    films, names = action_videos(tmp_path, (1,), 8)
     assert names == ["PS7A1P1T1"] and films[0].shape == (3, 1, 8, 8)
     refused("expected 27 clips, found 1", count_windows, tmp_path, "small")

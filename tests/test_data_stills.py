@@ -15,16 +15,13 @@ from torchvision.transforms import functional as tv
 from stremn.core import make_generator
 from stremn.data import stills
 from stremn.data.clips import Clip
-from stremn.data.stills import (
-    GREY, HANDLES, VIDEO_CHANGE, ChangeConfig, Still, StillConfig, StillFolder, Stills, affine, change_clip,
-    choose_objects, crop, draw_crop, draw_polygons, frame_changes, jitter, look_up, moving_object,
-    object_points, occluder, paste, pixel_centres, recolour, resample, sampling_grid, share_inside, small_still,
-    still_clip, thin_plate, wander)
-from stremn.data.vos import write_mask
+from stremn.data.augment import IMAGENET_GREY, HANDLES, VIDEO_AUGMENT, AugmentConfig, affine, augment_clip, choose_objects, crop, draw_crop, frame_changes, jitter, sample_at, object_points, paste, pixel_centres, recolour, resample, sampling_grid, share_inside, thin_plate, wander
+from stremn.data.stills import Still, StillConfig, StillFolder, StillSampler, draw_polygons, moving_object, occluder, small_still, still_clip
+from stremn.images import write_mask
 from refusals import refused
 
 H, W = 24, 36
-QUIET = ChangeConfig(brightness=0, contrast=0, saturation=0, hue=0, grey=0, frame_brightness=0, frame_contrast=0,
+QUIET = AugmentConfig(brightness=0, contrast=0, saturation=0, hue=0, grey=0, frame_brightness=0, frame_contrast=0,
                      frame_saturation=0)
 
 
@@ -107,7 +104,7 @@ def test_labels_stay_on_their_objects(outside):
         _, ids = resample(frame[None], labels[None], grid, outside)
         assert set(ids.unique().tolist()) <= {0, 1, 2}
         for i in (1, 2):
-            soft = look_up((labels == i).float()[None, None], grid, outside)[:, 0]
+            soft = sample_at((labels == i).float()[None, None], grid, outside)[:, 0]
             sure = (soft < .01) | (soft > .99)
             assert ((ids == i) == (soft > .5))[sure].all()
 
@@ -116,7 +113,7 @@ def test_beyond_the_picture():
     frame, labels = torch.zeros(1, 3, H, W), torch.ones(1, H, W, dtype=torch.long)
     grid = sampling_grid(crop((H, W), (W / 2, H / 2), (2 * W, 2 * H))[None], 32)
     new, ids = resample(frame, labels, grid)
-    assert torch.allclose(new[0, :, 0, 0], torch.tensor(GREY)) and ids[0, 0, 0] == 0 and ids[0, 16, 16] == 1
+    assert torch.allclose(new[0, :, 0, 0], torch.tensor(IMAGENET_GREY)) and ids[0, 0, 0] == 0 and ids[0, 16, 16] == 1
     new, ids = resample(frame, labels, grid, "reflect")
     assert (new.abs() < 1e-6).all() and (ids == 1).all()
 
@@ -125,14 +122,14 @@ def test_strong_reduction_is_averaged_first():
     board = ((torch.arange(256)[:, None] + torch.arange(256)) % 2).float().expand(1, 1, 256, 256)
     for turn in (0., .5):
         A = affine(torch.tensor([turn]), torch.ones(1), torch.zeros(1), torch.zeros(1, 2))
-        small = look_up(board, sampling_grid(crop((256, 256), (128., 128.), (80., 80.)) @ A, 16))
+        small = sample_at(board, sampling_grid(crop((256, 256), (128., 128.), (80., 80.)) @ A, 16))
         assert (small - .5).abs().max() < .02
 
 
 def test_unannotated_frames_stay_so():
     clip = clip_of(3)
     clip.masks[1] = -1
-    new = change_clip(clip, make_generator(0), 16)
+    new = augment_clip(clip, make_generator(0), 16)
     assert (new.masks[1] == -1).all() and (new.masks[[0, 2]] >= 0).all()
 
 
@@ -159,7 +156,7 @@ def test_jitter():
     assert torch.allclose(jitter(x, make_generator(3), QUIET), x, atol=1e-5)
     grey = jitter(x, make_generator(3), replace(QUIET, grey=1.))
     assert torch.allclose(grey[:, 0], grey[:, 1], atol=1e-5) and torch.allclose(grey[:, 0], grey[:, 2], atol=1e-5)
-    loud = jitter(x, make_generator(4), ChangeConfig(brightness=.9, contrast=.9, saturation=.9, hue=.5))
+    loud = jitter(x, make_generator(4), AugmentConfig(brightness=.9, contrast=.9, saturation=.9, hue=.5))
     assert loud.min() >= 0 and loud.max() <= 1
 
 
@@ -173,7 +170,7 @@ def test_drift():
 
 
 def test_frame_changes_stay_in_range():
-    c = ChangeConfig(frame_turn=20, frame_scale=(.5, 2.), frame_shear=0, frame_shift=.1, bend_chance=.5)
+    c = AugmentConfig(frame_turn=20, frame_scale=(.5, 2.), frame_shear=0, frame_shift=.1, bend_chance=.5)
     A, bend = frame_changes(make_generator(1), 400, c)
     scale = torch.linalg.det(A).pow(-.5)
     turn = torch.atan2(A[:, 1, 0], A[:, 0, 0])
@@ -188,10 +185,10 @@ def test_frame_changes_stay_in_range():
 def test_the_object_stays(outside):
     labels = torch.zeros(60, 100, dtype=torch.long)
     labels[48:58, 85:97] = 1
-    c = ChangeConfig(zoom=(1.5, 2.5), outside=outside)
+    c = AugmentConfig(zoom=(1.5, 2.5), outside=outside)
     for seed in range(40):
         clip = Clip(torch.rand(3, 3, 60, 100, generator=make_generator(seed)), labels.expand(3, -1, -1), "")
-        assert (change_clip(clip, make_generator(seed), 32, c).masks[0] == 1).any()
+        assert (augment_clip(clip, make_generator(seed), 32, c).masks[0] == 1).any()
 
 
 def test_share_inside_counts_what_is_rendered():
@@ -199,9 +196,9 @@ def test_share_inside_counts_what_is_rendered():
     labels[20:44, 30:62] = 1
     for seed in range(20):
         g = make_generator(seed)
-        A, _ = frame_changes(g, 1, ChangeConfig(bend_chance=0))
-        C = draw_crop(g, (60, 100), object_points(labels), A[0], ChangeConfig(zoom=(1., 4.), keep=0.))
-        shown = look_up(labels[None, None].float(), sampling_grid(C @ A, 90)).sum()
+        A, _ = frame_changes(g, 1, AugmentConfig(bend_chance=0))
+        C = draw_crop(g, (60, 100), object_points(labels), A[0], AugmentConfig(zoom=(1., 4.), keep=0.))
+        shown = sample_at(labels[None, None].float(), sampling_grid(C @ A, 90)).sum()
         share = shown * torch.linalg.det((C @ A)[0]).abs() * 60 * 100 / 90**2 / labels.sum()
         assert abs(share_inside(object_points(labels), (C @ A)[0]) - share) < .12
 
@@ -219,30 +216,30 @@ def test_object_points_lie_on_objects():
 def test_a_tiny_object_is_put_in_the_middle():
     labels = torch.zeros(50, 80, dtype=torch.long)
     labels[0, 0] = 1                                                                  # no window is there by chance
-    c = ChangeConfig(zoom=(3., 3.), keep=1., tries=1)
+    c = AugmentConfig(zoom=(3., 3.), keep=1., tries=1)
     C = draw_crop(make_generator(0), (50, 80), object_points(labels), torch.eye(3), c)
     assert share_inside(object_points(labels), C) == 1
 
 
 # ---------------------------------------------------------------- any clip
 @pytest.mark.parametrize("size", (1, 16, 50))
-@pytest.mark.parametrize("config", (VIDEO_CHANGE, ChangeConfig(), ChangeConfig(outside="reflect", drift=.7)))
+@pytest.mark.parametrize("config", (VIDEO_AUGMENT, AugmentConfig(), AugmentConfig(outside="reflect", drift=.7)))
 def test_change_clip(size, config):
     clip, before = clip_of(), torch.get_rng_state()
-    a, b = (change_clip(clip, make_generator(5), size, config) for _ in range(2))
+    a, b = (augment_clip(clip, make_generator(5), size, config) for _ in range(2))
     assert torch.equal(a.frames, b.frames) and torch.equal(a.masks, b.masks)
     assert torch.equal(torch.get_rng_state(), before) and torch.equal(clip.frames, clip_of().frames)
     assert a.frames.shape == (4, 3, size, size) and a.masks.shape == (4, size, size) and a.masks.dtype == torch.long
     assert a.frames.min() >= 0 and a.frames.max() <= 1 and set(a.masks.unique().tolist()) <= {0, 1, 2}
-    other = change_clip(clip, make_generator(6), size, config)
+    other = augment_clip(clip, make_generator(6), size, config)
     assert size == 1 or not torch.equal(a.frames, other.frames)
 
 
 def test_change_clip_without_objects():
     clip = clip_of()
     clip.masks[:] = 0
-    assert change_clip(clip, make_generator(0), 16).ids == []
-    refused("size: expected 1 or more pixels, found 0", change_clip, clip, make_generator(0), 0)
+    assert augment_clip(clip, make_generator(0), 16).ids == []
+    refused("size: expected 1 or more pixels, found 0", augment_clip, clip, make_generator(0), 0)
 
 
 @pytest.mark.parametrize("field, value", (
@@ -250,7 +247,7 @@ def test_change_clip_without_objects():
     ("tries", 0), ("bend", -1.), ("brightness", 2.), ("frame_contrast", -1.), ("outside", "black"), ("frame_turn", -3.),
     ("keep", 2.)))
 def test_config_refuses(field, value):
-    refused([f"{field}: expected", "found"], ChangeConfig, **{field: value})
+    refused([f"{field}: expected", "found"], AugmentConfig, **{field: value})
 
 
 @pytest.mark.parametrize("field, value", (
@@ -336,7 +333,7 @@ def test_small_remains_are_background():
 
 
 def test_single_frame_and_pasted_size():
-    stiff = ChangeConfig(frame_turn=0, frame_shear=0, frame_scale=(1, 1), bend_chance=0)
+    stiff = AugmentConfig(frame_turn=0, frame_shear=0, frame_scale=(1, 1), bend_chance=0)
     plain = StillConfig(stiff, paste_size=(.3, .3), travel=0.)
     for seed in range(10):
         colours, alpha = moving_object(GREEN, 1, make_generator(seed), 1, 100, plain)
@@ -532,7 +529,7 @@ def test_stills(tmp_path, monkeypatch):
     read, calls = stills.read_frame, []
     monkeypatch.setattr(stills, "read_frame", lambda p: calls.append(p) or read(p))
     folders = [StillFolder(tmp_path / n) for n in "ab"]
-    kept, fresh = Stills(folders, side=20), Stills(folders, side=20, megabytes=0)
+    kept, fresh = StillSampler(folders, side=20), StillSampler(folders, side=20, megabytes=0)
     for seed in range(12):
         a, b = (s.sample(make_generator(seed), 3, 24, 3) for s in (kept, fresh))
         assert torch.equal(a.frames, b.frames) and torch.equal(a.masks, b.masks) and a.name == b.name
@@ -544,11 +541,11 @@ def test_stills(tmp_path, monkeypatch):
 
 
 def test_stills_from_memory_and_alone(tmp_path):
-    assert Stills([[RED, GREEN]]).sample(make_generator(0), 2, 16).frames.shape == (2, 3, 16, 16)
+    assert StillSampler([[RED, GREEN]]).sample(make_generator(0), 2, 16).frames.shape == (2, 3, 16, 16)
     make_tree(tmp_path, "folders")
-    assert len(Stills(StillFolder(tmp_path))) == 2
-    refused("stills: expected at least one, found none", Stills, [])
-    refused("stills: expected an object to follow, found none", Stills([[WHITE]]).sample, make_generator(0), 2, 16)
+    assert len(StillSampler(StillFolder(tmp_path))) == 2
+    refused("stills: expected at least one, found none", StillSampler, [])
+    refused("stills: expected an object to follow, found none", StillSampler([[WHITE]]).sample, make_generator(0), 2, 16)
 
 
 @pytest.mark.parametrize("name, count, most", (("ecssd", 1000, 1), ("pennfudan", 170, 8)))
@@ -561,7 +558,7 @@ def test_real_stills(data_root, name, count, most):
     for i in range(0, count, count // 8):
         frame, labels = folder[i]
         assert frame.shape[-2:] == labels.shape and 1 <= labels.max() <= most
-    supply = Stills(folder)
+    supply = StillSampler(folder)
     for seed in range(6):
         clip = supply.sample(make_generator(seed), 3, 64, 2)
         assert clip.ids and (clip.masks[0] > 0).float().mean() > .004

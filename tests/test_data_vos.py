@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 
 from stremn.core import StremnError
-from stremn.data.vos import (DAVIS, OFFICIAL, PALETTE, FramesAndMasks, VideoFolder, describe_data, fit_size, image_size,
-                             load_clip, natural_key, read_frame, read_mask, resize_frame, resize_mask, to_frame,
-                             to_pixels, write_mask)
+from stremn.data.vos import DAVIS, FramesAndMasks, VideoFolder, load_clip
+from stremn.data.catalog import OFFICIAL, describe_data
+from stremn.images import PALETTE, fit_size, image_size, natural_key, read_frame, read_mask, resize_frame, resize_mask, to_frame, to_pixels, write_mask
 from refusals import refused
 
 H, W = 12, 16

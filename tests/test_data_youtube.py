@@ -8,7 +8,9 @@ import torch
 from PIL import Image
 
 from stremn.data.clips import collate, sample_indices
-from stremn.data.vos import DAVIS, OFFICIAL, FramesAndMasks, VideoFolder, describe_data, load_clip, write_mask
+from stremn.data.vos import DAVIS, FramesAndMasks, VideoFolder, load_clip
+from stremn.data.catalog import OFFICIAL, describe_data
+from stremn.images import write_mask
 from stremn.data.youtube import Note, YouTubeVideo, YouTubeVOS, categories, given_masks, read_meta, unseen_objects
 from refusals import refused
 

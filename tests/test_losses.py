@@ -6,9 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from stremn.core import StremnError
-from stremn.losses import (as_labels, bootstrap_fraction, bootstrapped_cross_entropy, dice_loss, gradient_loss,
-                           pixel_cross_entropy, prediction_loss, scale_invariant_gradient, segmentation_loss,
-                           shrinkage_loss)
+from stremn.losses import as_labels, bootstrap_fraction, bootstrapped_cross_entropy, dice_loss, gradient_loss, pixel_cross_entropy, prediction_loss, scale_invariant_gradient, segmentation_loss, shrinkage_loss
 
 
 def judge(logits, labels, dice=0., fraction=1., present=None, reduction="mean"):

@@ -9,10 +9,9 @@ import torch.nn as nn
 from safetensors.torch import load_file, save_file
 
 from stremn.core import StremnError
-from stremn.data.strollers import TEST_PEOPLE, StrollersConfig, strollers_batch
+from stremn.data.walkers import TEST_PEOPLE, StrollersConfig, strollers_batch
 from stremn.metrics import frames as module
-from stremn.metrics.frames import (CONVENTIONS, LPIPS, METRICS, TABLE_5, FrameScore, as_bytes, download_lpips,
-                                   frame_error, load_lpips, lpips_of, psnr, score_frames, ssim, table_5_cells)
+from stremn.metrics.frames import CONVENTIONS, LPIPS, METRICS, TABLE_5, FrameScore, as_bytes, download_lpips, frame_error, load_lpips, lpips_of, psnr, score_frames, ssim, table_5_cells
 from stremn.paper import TABLES
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from stremn.core import StremnError
-from stremn.data.vos import read_mask, write_mask
-from stremn.metrics.vos import (Report, boundary, contour_accuracy, evaluate_davis, evaluate_folders, jaccard, near,
-                                score_object, score_video, statistics, tolerance_radius)
+from stremn.images import read_mask, write_mask
+from stremn.metrics.vos import Report, boundary, contour_accuracy, jaccard, near, score_object, score_video, statistics, tolerance_radius
+from stremn.vos.evaluate import evaluate_davis, evaluate_folders
 
 ndimage = pytest.importorskip("scipy.ndimage")
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import contracts
 import pytest
-from test_contracts import add, code, good_tree, shown, tree  # noqa: F401  (fixtures)
+from test_contracts import TWO, add, code, good_tree, shown, tree  # noqa: F401  (fixtures)
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = [p.relative_to(ROOT).as_posix() for p in contracts.notebook_paths(ROOT)]
@@ -21,12 +21,12 @@ def test_runs(notebook):
 
 
 def test_a_notebook_that_stops_is_seen(tree):  # noqa: F811
-    assert nbdev_test("nbs/20_two.twice.ipynb", tree).returncode == 0
-    add(tree, "20_two.twice.ipynb", code("assert two(1) == 4", shown()))
-    done = nbdev_test("nbs/20_two.twice.ipynb", tree)
+    assert nbdev_test(f"nbs/{TWO}", tree).returncode == 0
+    add(tree, TWO, code("assert two(1) == 4", shown()))
+    done = nbdev_test(f"nbs/{TWO}", tree)
     assert done.returncode == 1 and "AssertionError" in done.stderr
 
 
 def test_flagged_cells_are_skipped(tree):  # noqa: F811
-    add(tree, "20_two.twice.ipynb", *(code(f"#| {flag}\nraise ValueError") for flag in ("slow", "gpu", "data")))
-    assert nbdev_test("nbs/20_two.twice.ipynb", tree).returncode == 0
+    add(tree, TWO, *(code(f"#| {flag}\nraise ValueError") for flag in ("slow", "gpu", "data")))
+    assert nbdev_test(f"nbs/{TWO}", tree).returncode == 0

@@ -1,10 +1,10 @@
 """Contracts of stremn.results: intervals against loops and formulas, pairs by name, protocols that do not mix."""
 import numpy as np
 import pytest
-from stremn.core import Record,StremnError
+from stremn.results import Record
+from stremn.core import StremnError
 from stremn.paper import TABLES
-from stremn.results import (T95,VERDICTS,bootstrap_interval,clip_scores,compare,crossed_interval,load_records,
-                            paired_difference,policy_table,row_difference,score_matrix,verdict)
+from stremn.results import T95,VERDICTS,bootstrap_interval,clip_scores,compare,crossed_interval,load_records,paired_difference,policy_table,row_difference,score_matrix,verdict
 
 
 def record(name="learned", seed=0, protocol="tiny", clips=None, **metrics):

@@ -1,0 +1,201 @@
+"Contracts of `stremn.data.synthetic`: seeds, stories, hues, and masks and colours against a loop over pixels."
+import colorsys
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from stremn.core import StremnError
+from stremn.config import to_json
+from stremn.data.chameleon import ChameleonConfig, chameleon, chameleon_batch, draw_motion, draw_story, paint, script
+
+SMALL = ChameleonConfig(frames=14, size=17, modes=3, stay=(1, 3), fade=2, hide=1)
+WORLDS = [SMALL, replace(SMALL, objects=2), replace(SMALL, lookalikes=0), replace(SMALL, modes=1, hide=2),
+          replace(SMALL, fade=0, noise=0.), replace(SMALL, hide=0, vanish=1.), replace(SMALL, frames=1),
+          ChameleonConfig(size=9)]
+
+
+def same(a, b):
+    return a.name == b.name and all(torch.equal(x, y) for x, y in zip((*a[:2], a.modes), (*b[:2], b.modes)))
+
+
+@pytest.mark.parametrize("config", WORLDS)
+def test_a_clip_does_not_know_its_company(config):
+    seeds = [5, [1, 2, 3], 0, 2**40]
+    batch = chameleon_batch(seeds, config)
+    assert all(same(a, b) for a, b in zip(batch, reversed(chameleon_batch(seeds[::-1], config))))
+    assert all(same(a, chameleon(s, config)) for a, s in zip(batch, seeds))
+    assert not torch.equal(batch[0].frames, batch[2].frames)
+
+
+@pytest.mark.parametrize("config", WORLDS)
+def test_forms_and_ranges(config):
+    state = torch.random.get_rng_state(), np.random.get_state()[1].copy()
+    for c in chameleon_batch(range(3), config):
+        T, S = config.frames, config.size
+        assert c.frames.shape == (T, 3, S, S) and c.frames.dtype == torch.float32
+        assert c.masks.shape == (T, S, S) and c.masks.dtype == torch.int64
+        assert c.modes.shape == (T, config.objects) and c.modes.dtype == torch.int64
+        assert 0 <= c.frames.min() and c.frames.max() <= 1 and 0 <= c.masks.min() and c.masks.max() <= config.objects
+        assert -1 <= c.modes.min() and c.modes.max() < config.modes
+    assert torch.equal(state[0], torch.random.get_rng_state()) and (state[1] == np.random.get_state()[1]).all()
+
+
+def test_what_seed_7_1_has_always_shown():
+    "If this fails, the generator changed: every network trained and every number measured on it is of another world."
+    config = ChameleonConfig(frames=10, size=32, stay=(2, 2), fade=2, hide=1, modes=2, objects=2)
+    c = chameleon([7, 1], config)
+    assert c.modes.T.tolist() == [[0, 0, 0, 1, 1, 1, -1, 0, 0, -1]] * 2
+    pooled = F.avg_pool2d(c.frames[[0, 4, 9]], 16).flatten(1)
+    expected = torch.tensor([
+        [.4984, .4521, .5306, .4720, .3565, .3881, .4756, .4538, .5663, .4479, .4151, .4581],
+        [.2687, .4726, .5446, .4687, .4514, .3745, .4794, .4613, .5360, .3778, .4096, .4586],
+        [.4217, .3661, .4568, .3355, .4173, .4596, .4542, .5241, .4263, .4466, .4715, .3687]])
+    torch.testing.assert_close(pooled, expected, rtol=0, atol=2e-4)
+    areas = torch.stack([(c.masks == o).flatten(1).sum(1) for o in (1, 2)])
+    expected = torch.tensor([[60, 56, 52, 52, 51, 52, 0, 48, 48, 0], [73, 75, 78, 83, 86, 91, 0, 102, 99, 0]])
+    assert (areas - expected).abs().max() <= 1                                   # a rim pixel may round the other way
+
+
+def rim(f, t, side, phi):
+    "Cosine and sine weights of the rim of one of the two looks at frame t, as numbers."
+    return [(a * math.cos(p), -a * math.sin(p)) for a, p in f.outline[f.look[t, side]]]
+
+
+def pixel(f, t, i, j, size):
+    "(distance to the rim, RGB) of figure f at one pixel, in double precision, from the definition."
+    dy, dx = (i + .5) / size - f.centre[t, 0], (j + .5) / size - f.centre[t, 1]
+    cos, sin = math.cos(f.angle[t]), math.sin(f.angle[t])
+    y, x = (cos * dy - sin * dx) / f.radius[t], (sin * dy + cos * dx) / f.radius[t]
+    phi, w = math.atan2(y, x), f.blend[t]
+    a, b = rim(f, t, 0, phi), rim(f, t, 1, phi)
+    edge = 1 + sum(((1 - w) * p[0] + w * q[0]) * math.cos(h * phi) + ((1 - w) * p[1] + w * q[1]) * math.sin(h * phi)
+                   for h, p, q in zip((2, 3, 5), a, b))
+    colour = np.zeros(3)
+    for share, look in ((1 - w, f.look[t, 0]), (w, f.look[t, 1])):
+        light = .5 + .5 * math.tanh(3 * math.sin(f.stripes[look, 0] * y + f.stripes[look, 1] * x))
+        bright, dark = f.colours[look]
+        colour += share * (dark + light * (bright - dark))
+    return edge - math.hypot(y, x), colour
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_pixels_equal_a_loop_also_while_fading(seed):
+    size, cast = 14, script(seed, SMALL)[0]
+    for f in (cast[0], cast[-1]):
+        colour, inside = paint([f], size)
+        for t in range(SMALL.frames):
+            for i in range(size):
+                for j in range(size):
+                    room, rgb = pixel(f, t, i, j, size)
+                    if abs(room) > 1e-4:
+                        assert bool(inside[0, t, i, j]) == (room > 0 and bool(f.visible[t]))
+                    np.testing.assert_allclose(colour[0, t, :, i, j].numpy(), rgb, rtol=0, atol=1e-4)
+    assert any(cast[-1].blend > 0)
+
+
+def test_a_frame_is_what_its_mask_says():
+    "Without noise, a target's pixels have its painted colours, and bare background is the same in all frames."
+    config = replace(SMALL, objects=2, size=24, noise=0.)
+    c, cast = chameleon(3, config), script(3, config)[0]
+    layers = [paint([f], 24) for f in cast]
+    for t in range(config.frames):
+        for o, (f, (colour, inside)) in enumerate(zip(cast[2:], layers[2:]), 1):
+            mine = c.masks[t] == o
+            assert not (mine & ~inside[0, t]).any() and (bool(f.visible[t]) or not mine.any())
+            torch.testing.assert_close(c.frames[t][:, mine], colour[0, t][:, mine])
+        assert (c.masks[t][layers[3][1][0, t]] == 2).all()                       # the last one painted is on top
+    bare = ~torch.stack([inside[0] for _, inside in layers]).any(0)              # (T,S,S)
+    seen = torch.stack([torch.where(b, f, torch.nan) for f, b in zip(c.frames, bare)])
+    spread = (seen.nan_to_num(-1).amax(0) - seen.nan_to_num(2).amin(0)).clamp(min=0)
+    assert spread.max() == 0 and bare.any()
+
+
+@pytest.mark.parametrize("objects, modes, hues", [(1, 4, 12), (2, 4, 12), (3, 3, 10), (1, 8, 9)])
+def test_hues_are_dealt_once(objects, modes, hues):
+    config = ChameleonConfig(frames=40, objects=objects, modes=modes, hues=hues, stay=(2, 3))
+    for seed in range(40):
+        cast, _ = script(seed, config)
+        bins = [{round(colorsys.rgb_to_hsv(*tone)[0] * hues) % hues for tone in f.colours.reshape(-1, 3)} for f in cast]
+        targets = bins[config.lookalikes:]
+        assert all(len(b) == modes for b in targets) and len(set().union(*targets)) == objects * modes
+        assert not set().union(*targets) & set().union(*bins[:config.lookalikes])
+
+
+@pytest.mark.parametrize("config", [c for c in WORLDS if c.hide])
+def test_stories_keep_their_promises(config):
+    for seed in range(60):
+        look, blend, visible, returns = draw_story(np.random.default_rng(seed), config)
+        assert len(look) == len(blend) == len(visible) == config.frames
+        assert returns == [t for t in range(1, config.frames) if visible[t] and not visible[t - 1]]
+        known = 1
+        for t in range(config.frames):
+            if blend[t] > 0:
+                assert look[t, 1] == (known if blend[t - 1] == 0 else known - 1) and look[t, 0] < look[t, 1]
+            known = max(known, look[t, 1] + 1)
+        for t in returns:
+            assert blend[t] == 0 and look[t, 0] in set(look[:t, 1])              # an appearance already met
+            assert config.modes == 1 or look[t, 0] != look[t - 1, 1]             # and not the one just left
+            assert not visible[t - config.hide:t].any() and (t == config.hide or visible[t - config.hide - 1])
+
+
+def test_modes_masks_and_story_agree():
+    for config in (ChameleonConfig(size=24), replace(SMALL, size=24, fade=3)):
+        for seed, c in enumerate(chameleon_batch(range(8), config)):
+            f = script(seed, config)[0][-1]
+            for t in range(config.frames):
+                want = -1 if not f.visible[t] else f.look[t, int(f.blend[t] >= .5)]
+                assert c.modes[t, 0] == want
+            assert torch.equal(c.masks.flatten(1).any(1), c.modes[:, 0] >= 0)
+            if seed == 0:                                                       # while it is hidden, the stage is empty
+                assert all(not g.visible[~f.visible].any() for g in script(seed, config)[0])
+
+
+def test_more_noise_same_world():
+    a, b = (chameleon(4, replace(SMALL, noise=n)) for n in (0., .1))
+    assert torch.equal(a.masks, b.masks) and torch.equal(a.modes, b.modes)
+    inner = (a.frames > .4) & (a.frames < .6)                                    # far from the clamp
+    assert abs((b.frames - a.frames)[inner].std() - .1) < .01
+
+
+def test_paths_stay_inside_and_jump_only_at_cuts():
+    for seed in range(50):
+        centre, angle, radius = draw_motion(np.random.default_rng(seed), 80, [20, 50])
+        step = np.abs(np.diff(centre, axis=0)).max(1)
+        assert centre.min() >= .17 and centre.max() <= .83 and (np.delete(step, [19, 49]) <= .03).all()
+        assert .1 < radius.min() and radius.max() < .2 and np.ptp(np.diff(angle)) < 1e-9
+
+
+def test_a_thousand_frames():
+    c = chameleon(0, ChameleonConfig(frames=1000, size=8))
+    seen = c.modes[:, 0] >= 0
+    assert c.frames.shape == (1000, 3, 8, 8) and (seen[1:] & ~seen[:-1]).sum() > 80
+    assert c.modes.unique().tolist() == [-1, 0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("bad, message", [
+    ({"frames": 0}, "frames: expected 1 or more, found 0"), ({"modes": 0}, "modes: expected 1 or more, found 0"),
+    ({"objects": 0}, "objects"), ({"size": 0}, "size"),
+    ({"lookalikes": -1}, "lookalikes: expected 0 or more, found -1"),
+    ({"fade": -1}, "fade"), ({"hide": -2}, "hide"), ({"noise": -.1}, "noise"), ({"noise": math.nan}, "noise"),
+    ({"vanish": 1.5}, "vanish: expected a chance from 0 to 1, found 1.5"), ({"vanish": -.5}, "vanish"),
+    ({"stay": (8, 5)}, "stay"), ({"stay": (0, 5)}, "stay"), ({"stay": (5,)}, "stay"),
+    ({"objects": 3, "modes": 4}, "hues: expected 13 or more"), ({"hues": 4}, "found 4"),
+    ({"lookalikes": 0, "hues": 3}, "hues: expected 4 or more")])
+def test_impossible_worlds_are_refused(bad, message):
+    with pytest.raises(StremnError) as error:
+        ChameleonConfig(**bad)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_worlds_at_the_limit_are_not():
+    short = {"frames": 5, "size": 8}
+    for config in (ChameleonConfig(**short, objects=3, hues=12, lookalikes=0), ChameleonConfig(**short, hues=5),
+                   ChameleonConfig(**short, stay=[1, 1])):
+        assert len(chameleon_batch([0], config)) == 1
+    assert ChameleonConfig(**to_json(ChameleonConfig())) is not None               # a saved config comes back
+    with pytest.raises(StremnError, match="seeds: expected at least one"):
+        chameleon_batch([])
