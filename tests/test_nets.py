@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from stremn.core import StremnError, make_generator
 from stremn.nets.blocks import Refine, ResBlock, pad_to, unpad
 from stremn.nets.decoders import MaskDecoder
+from stremn.nets.efficientnet import LiteEncoder, LiteMemoryEncoder
 from stremn.nets.encoders import TinyEncoder
+from stremn.nets.resnet import ResNetEncoder
 
 
 def noise(*shape, seed=0, dtype=torch.float32):
@@ -168,3 +170,35 @@ def test_every_weight_of_encoder_and_decoder_learns():
     decoder(coarse, [fine]).pow(2).sum().backward()
     still = [n for net in (encoder, decoder) for n, p in net.named_parameters() if p.grad is None or not p.grad.any()]
     assert not still, still
+
+
+# ---- what an encoder says about its maps ---------------------------------------------------------------------------
+
+ENCODERS = {"one stage": (lambda: TinyEncoder((8,)), lambda: TinyEncoder((8,), 2)),
+            "three stages": (lambda: TinyEncoder((4, 6, 8)), lambda: TinyEncoder((4, 6, 8), 2)),
+            "resnet18": (lambda: ResNetEncoder("resnet18"), lambda: ResNetEncoder("resnet18", planes=2)),
+            "lite0": (lambda: LiteEncoder(8), lambda: LiteMemoryEncoder(8, (4, 6, 8)))}
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+@torch.no_grad()
+def test_every_encoder_tells_channels_and_reduction_of_its_maps(name):
+    query, memory = (make().eval() for make in ENCODERS[name])
+    for multiples in ((1, 1), (2, 3)):
+        h, w = (n * query.pad_multiple for n in multiples)
+        frame = torch.rand(1, 3, h, w, generator=make_generator(0))
+        maps = query(frame)
+        answers = memory(torch.cat([frame, frame[:, :2]], 1), maps[-1])
+        for encoder, found in ((query, maps), (memory, answers)):
+            assert [tuple(m.shape[1:]) for m in found] == [(c, h // r, w // r) for c, r in encoder.feature_info]
+    assert query.pad_multiple == memory.pad_multiple and query.feature_info[-1] == memory.feature_info[-1]
+    assert query.pad_multiple == {"one stage": 2, "three stages": 8}.get(name, 16)
+
+
+@pytest.mark.parametrize("name", ["one stage", "resnet18"])
+@torch.no_grad()
+def test_memory_encoders_without_use_for_the_query_map_ignore_it(name):
+    memory = ENCODERS[name][1]().eval()
+    x = noise(1, 5, 32, 32)
+    for plain, given in zip(memory(x), memory(x, noise(1, 8, 2, 2, seed=1)), strict=True):
+        assert torch.equal(plain, given)

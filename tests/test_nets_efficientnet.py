@@ -213,7 +213,7 @@ def test_encoders_fit_each_other(width):
         maps = encoder(x)
         assert [tuple(m.shape) for m in maps] == [(2, 16, 16, 24), (2, 24, 8, 12), (2, width, 4, 6)]
         [out] = memory(torch.cat([x, x[:, :2]], 1), maps[2])
-        assert out.shape == maps[2].shape and memory.uses_query
+        assert out.shape == maps[2].shape
         assert not torch.equal(out, memory(torch.cat([x, x[:, :2]], 1), 0 * maps[2])[0])      # it reads what was seen
         assert not torch.equal(out, memory(torch.cat([x, 1 - x[:, :2]], 1), maps[2])[0])      # and the masks
 

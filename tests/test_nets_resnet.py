@@ -21,7 +21,8 @@ from stremn.models.vos import VOSConfig, VOSModel
 from stremn.models.presets import paper_vos
 from stremn.nets import resnet
 from stremn.nets.aspp import ASPP
-from stremn.nets.resnet import NORMS, SOURCES, WIDTHS, ResNetEncoder, group_norm, imagenet_weights, load_backbone
+from stremn.nets.blocks import group_norm
+from stremn.nets.resnet import NORMS, SOURCES, WIDTHS, ResNetEncoder, imagenet_weights, load_backbone
 
 BANK = BankConfig(memory_channels=256, query_channels=256, key_channels=8, value_channels=12, update_channels=8,
                   slots=3)

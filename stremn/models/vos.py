@@ -197,8 +197,8 @@ class Remembering(Looking):
         for i,planes in enumerate(mask_planes(masks, sizes)):
             memory,group = memories[i] if i<len(memories) else None,object_rows(V, sizes[i], masks.device)
             x = torch.cat([view.frame[group], planes], 1)                          # (B,5,H',W')
-            seen = (view.maps[-1][group],) if getattr(self.memory_encoder, "uses_query", False) else ()
-            template = self.bank.template(self.memory_encoder(x, *seen)[-1], view.maps[-1], group)
+            features = self.memory_encoder(x, view.maps[-1][group])[-1]            # (B,Cm,h,w)
+            template = self.bank.template(features, view.maps[-1], group)
             decisions.append(choose_without_padding(self.bank, memory, template, t, group, real[i], generator))
             after.append(self.bank.apply(memory, template, t, decisions[-1]))
         return tuple(after),decisions

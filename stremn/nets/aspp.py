@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import check
-from .resnet import group_norm
+from .blocks import group_norm
 
 # %% ../../nbs/library/34_nets.aspp.ipynb #5af66f38
 class ASPP(nn.Module):

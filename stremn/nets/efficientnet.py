@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import check
-from .blocks import ResBlock
+from .blocks import FeatureInfo, ResBlock
 
 # %% ../../nbs/library/35_nets.efficientnet.ipynb #2df772cd
 BLOCKS = ((1, 16, 3, 1, 1), (6, 24, 3, 2, 2), (6, 40, 5, 2, 2), (6, 80, 3, 2, 3), (6, 112, 5, 1, 3)) # down to stride 16
@@ -72,6 +72,8 @@ class LiteEncoder(nn.Module):
             stages.append(nn.Sequential(*(InvertedResidual(i, out, widen, kernel, s) for i,s in shapes)))
             inp = out
         self.stages = nn.ModuleList(stages)
+        self.feature_info = (FeatureInfo(BLOCKS[0][1], 2), FeatureInfo(BLOCKS[1][1], 4), FeatureInfo(width, 8))
+        self.pad_multiple = 16 # it sees stride 16 inside, and answers at stride 8
         self.near,self.far,self.merge = nn.Conv2d(40, width, 1),nn.Conv2d(112, width, 1),ResBlock(width, width)
 
     def forward(self, x:Tensor)->list[Tensor]: # (B,3,H,W) in [0,1] -> 16, 24 and `width` channels
@@ -119,7 +121,6 @@ def lite_weights()->dict[str,Tensor]: # For `load_lite`
 # %% ../../nbs/library/35_nets.efficientnet.ipynb #0cc6c82a
 class LiteMemoryEncoder(nn.Module):
     "Frame and masks through a few convolutions to stride 8, joined by what the query encoder saw in the same frame."
-    uses_query = True # `forward` takes the query encoder's last map, too
     def __init__(self,
         width:int=128,                      # Channels of the query encoder's last map, and of the answer
         widths:Sequence[int]=(32, 64, 96),  # Channels at strides 2, 4, 8
@@ -129,8 +130,13 @@ class LiteMemoryEncoder(nn.Module):
         self.own = nn.Sequential(nn.Conv2d(5, a, 5, stride=2, padding=2), nn.ReLU(),
                                  nn.Conv2d(a, b, 3, stride=2, padding=1), ResBlock(b, b), nn.ReLU(),
                                  nn.Conv2d(b, c, 3, stride=2, padding=1), ResBlock(c, c))
+        self.feature_info = (FeatureInfo(width, 8),)
+        self.pad_multiple = 16 # as `LiteEncoder`, whose map it joins
         self.join = nn.Sequential(ResBlock(c+width, width), ResBlock(width, width))
 
-    def forward(self, x:Tensor, seen:Tensor)->list[Tensor]: # (B,5,H,W), (B,width,H/8,W/8) -> one map
+    def forward(self,
+        x:Tensor, # (B,5,H,W) frame in [0,1], own mask, all other masks
+        query_map:Tensor, # (B,width,H/8,W/8) last map of the query encoder for the same frame
+    )->list[Tensor]: # One map
         "One feature map, at stride 8."
-        return [self.join(torch.cat([self.own(x-.5), seen], 1))]
+        return [self.join(torch.cat([self.own(x-.5), query_map], 1))]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from ..core import check
-from .blocks import ResBlock
+from .blocks import FeatureInfo, ResBlock
 
 # %% ../../nbs/library/31_nets.encoders.ipynb #33d71c1d
 class TinyEncoder(nn.Module):
@@ -26,9 +26,15 @@ class TinyEncoder(nn.Module):
         self.stages = nn.ModuleList([ResBlock(widths[0], widths[0])])
         for a,b in zip(widths, widths[1:]):
             self.stages.append(nn.Sequential(nn.ReLU(), nn.Conv2d(a, b, 3, stride=2, padding=1), ResBlock(b, b)))
+        self.feature_info = tuple(FeatureInfo(c, 2**i) for i,c in enumerate(widths, 1))
+        self.pad_multiple = 2**len(widths)
 
-    def forward(self, x:Tensor)->list[Tensor]: # (B,3+planes,H,W) in [0,1] -> maps at strides 2, 4, ...
+    def forward(self,
+        x:Tensor, # (B,3+planes,H,W) in [0,1]
+        query_map:Tensor|None=None, # Last map of the query encoder; not used here
+    )->list[Tensor]: # Maps at strides 2, 4, ...
         "Feature maps, finest first."
-        maps,x = [],self.stem(x-.5)
+        maps = []
+        x = self.stem(x-.5)
         for stage in self.stages: maps.append(x := stage(x))
         return maps
