@@ -1,4 +1,4 @@
-"Contracts of `stremn.data.strollers`: seeds, people, bones, splits; every pixel against a loop in double precision."
+"Contracts of `stremn.data.walkers`: seeds, people, bones, splits; every pixel against a loop in double precision."
 import math
 from dataclasses import replace
 
@@ -9,9 +9,9 @@ import torch.nn.functional as F
 
 from stremn.core import StremnError
 from stremn.config import to_json
-from stremn.data.walkers import ACTIONS, GAITS, JOINTS, LUMA, PARTS, PROTOCOLS, SCENARIOS, TEST_PEOPLE, TRAIN_PEOPLE, StrollersConfig, capsule, go, limb, look, paint, person, reach, scenery, script, stand, strollers, strollers_batch, tint, track, window
+from stremn.data.walkers import ACTIONS, GAITS, JOINTS, LUMA, PARTS, PROTOCOLS, SCENARIOS, TEST_PEOPLE, TRAIN_PEOPLE, WalkersConfig, capsule, go, limb, look, paint, person, reach, scenery, script, stand, walkers, walkers_batch, tint, track, window
 
-SMALL = StrollersConfig(frames=5, size=16)
+SMALL = WalkersConfig(frames=5, size=16)
 WORLDS = [SMALL, replace(SMALL, colour=True), replace(SMALL, size=17, pole=1.), replace(SMALL, scenarios=("scale",)),
           replace(SMALL, frames=1, size=4), replace(SMALL, noise=0., texture=0.), replace(SMALL, tempo=5., aspect=1.),
           replace(PROTOCOLS["colour-4-4"], size=12)]
@@ -24,16 +24,16 @@ def same(a, b):
 @pytest.mark.parametrize("config", WORLDS)
 def test_a_clip_does_not_know_its_company(config):
     seeds = [5, [1, 2, 3], 0, 2**40]
-    batch = strollers_batch(seeds, config)
-    assert all(same(a, b) for a, b in zip(batch, reversed(strollers_batch(seeds[::-1], config))))
-    assert all(same(a, strollers(s, config)) for a, s in zip(batch, seeds))
+    batch = walkers_batch(seeds, config)
+    assert all(same(a, b) for a, b in zip(batch, reversed(walkers_batch(seeds[::-1], config))))
+    assert all(same(a, walkers(s, config)) for a, s in zip(batch, seeds))
     assert not torch.equal(batch[0].frames, batch[2].frames)
 
 
 @pytest.mark.parametrize("config", WORLDS)
 def test_forms_and_ranges(config):
     state = torch.random.get_rng_state(), np.random.get_state()[1].copy()
-    for c in strollers_batch(range(6), config):
+    for c in walkers_batch(range(6), config):
         T, S, C = config.frames, config.size, 3 if config.colour else 1
         assert c.frames.shape == (T, C, S, S) and c.frames.dtype == torch.float32 and c.frames.is_contiguous()
         assert c.masks.shape == (T, S, S) and c.masks.dtype == torch.int64 and set(c.ids) <= {1}
@@ -48,7 +48,7 @@ def test_what_seed_7_1_has_always_shown():
                 ("boxing", "clothes"): ([68, 70], [0.6328, 0.6662, 0.4358, 0.3985]),
                 ("clapping", "indoor"): ([77, 65], [0.6701, 0.6838, 0.6085, 0.5427])}
     for (action, scenario), (area, pooled) in expected.items():
-        c = strollers([7, 1], StrollersConfig(frames=9, size=32, actions=(action,), scenarios=(scenario,)))
+        c = walkers([7, 1], WalkersConfig(frames=9, size=32, actions=(action,), scenarios=(scenario,)))
         assert (c.masks[[0, 8]].flatten(1).sum(1) - torch.tensor(area)).abs().max() <= 1
         torch.testing.assert_close(F.avg_pool2d(c.frames[8], 16).flatten(), torch.tensor(pooled), rtol=0, atol=3e-4)
 
@@ -62,7 +62,7 @@ def test_kth_split_and_protocols():
     scripts = [script(s, replace(SMALL, people=TEST_PEOPLE))[0] for s in range(400)]
     assert {s.person for s in scripts} == set(TEST_PEOPLE)
     assert {(s.action, s.scenario) for s in scripts} == {(a, b) for a in ACTIONS for b in SCENARIOS}
-    assert strollers(3, replace(SMALL, people=(20,))).name.startswith("strollers-3-person20-")
+    assert walkers(3, replace(SMALL, people=(20,))).name.startswith("strollers-3-person20-")
 
 
 def test_people_are_themselves():
@@ -140,8 +140,8 @@ def test_walkers_cross_turn_and_return():
         straight = np.setdiff1d(np.arange(len(x) - 1), turned)
         assert (np.sign(np.diff(x))[straight] == facing[straight]).all()
     for s in range(40):                                                                    # in view while it is watched
-        c = StrollersConfig(actions=("walking", "jogging", "running"))
-        assert (strollers(s, replace(c, size=24)).masks[:10].flatten(1).sum(1) > 4).all(), s
+        c = WalkersConfig(actions=("walking", "jogging", "running"))
+        assert (walkers(s, replace(c, size=24)).masks[:10].flatten(1).sum(1) > 4).all(), s
 
 
 @pytest.mark.parametrize("action", ACTIONS)
@@ -158,7 +158,7 @@ def test_what_the_periods_say(action):
 
 @pytest.mark.parametrize("knobs", [{}, {"colour": True}, {"scenarios": ("scale",)}, {"pole": 1.}, {"aspect": 1.}])
 def test_pixels_against_a_loop(knobs):
-    c = replace(StrollersConfig(frames=2, size=20, noise=0., tempo=7.), **knobs)
+    c = replace(WalkersConfig(frames=2, size=20, noise=0., tempo=7.), **knobs)
     for seed in range(3):
         s, rng = script(seed, c)
         back = scenery(rng, s.scenario, c.size, c.texture, c.colour)
@@ -167,7 +167,7 @@ def test_pixels_against_a_loop(knobs):
         np.testing.assert_allclose(frames.numpy(), picture, atol=2e-4)
         unclear = np.abs(cover - .5) < 1e-3
         assert ((figure.numpy() == (cover > .5)) | unclear).all()
-        assert same_picture(strollers(seed, c).frames, frames)
+        assert same_picture(walkers(seed, c).frames, frames)
 
 
 def same_picture(a, b):
@@ -234,7 +234,7 @@ def test_a_window_leaves_nothing_out():
 def test_grey_is_the_luma_of_colour():
     for seed in range(6):
         c = replace(SMALL, noise=0.)
-        colour, grey = strollers(seed, replace(c, colour=True)), strollers(seed, c)
+        colour, grey = walkers(seed, replace(c, colour=True)), walkers(seed, c)
         luma = torch.einsum("tchw,c->thw", colour.frames, torch.tensor(LUMA).float())
         torch.testing.assert_close(luma, grey.frames[:, 0], rtol=0, atol=1e-5)
         assert torch.equal(colour.masks, grey.masks)
@@ -242,22 +242,22 @@ def test_grey_is_the_luma_of_colour():
 
 def test_size_is_only_how_well_it_is_seen():
     for seed in range(4):
-        c = StrollersConfig(frames=4, size=64, noise=0., texture=0.)
-        large = F.avg_pool2d(strollers(seed, replace(c, size=128)).frames, 2)
-        assert (large - strollers(seed, c).frames).abs().mean() < .005
+        c = WalkersConfig(frames=4, size=64, noise=0., texture=0.)
+        large = F.avg_pool2d(walkers(seed, replace(c, size=128)).frames, 2)
+        assert (large - walkers(seed, c).frames).abs().mean() < .005
         a, b = script(seed, c)[0], script(seed, replace(c, size=128, noise=.1, texture=1., colour=True))[0]
         assert np.array_equal(a.joints, b.joints)
 
 
 def test_longer_clips_of_those_who_stay_begin_alike():
-    c = StrollersConfig(frames=3, size=16, noise=0., actions=("boxing", "waving", "clapping"))
+    c = WalkersConfig(frames=3, size=16, noise=0., actions=("boxing", "waving", "clapping"))
     for seed in range(4):
-        assert torch.equal(strollers(seed, c).frames, strollers(seed, replace(c, frames=9)).frames[:3])
+        assert torch.equal(walkers(seed, c).frames, walkers(seed, replace(c, frames=9)).frames[:3])
 
 
 def test_background_is_at_rest_and_the_camera_zooms():
-    c = StrollersConfig(frames=12, size=24, noise=0., scenarios=("indoor",))
-    clip = strollers(1, c)
+    c = WalkersConfig(frames=12, size=24, noise=0., scenarios=("indoor",))
+    clip = walkers(1, c)
     away = F.max_pool2d(clip.masks[:, None].float(), 5, 1, 2).amax(0)[0] == 0                # never near the figure
     assert away.sum() > 100 and clip.frames[:, 0, away].std(0).max() == 0
     zooms = np.stack([script(s, replace(c, scenarios=("scale",), frames=200))[0].zoom for s in range(9)])
@@ -267,9 +267,9 @@ def test_background_is_at_rest_and_the_camera_zooms():
 
 
 def test_a_pole_hides():
-    c = StrollersConfig(size=64, noise=0., frames=8)
+    c = WalkersConfig(size=64, noise=0., frames=8)
     for seed in range(8):
-        free, hidden = strollers(seed, c), strollers(seed, replace(c, pole=1.))
+        free, hidden = walkers(seed, c), walkers(seed, replace(c, pole=1.))
         behind = free.masks.bool() & ~hidden.masks.bool()
         assert not (hidden.masks.bool() & ~free.masks.bool()).any()
         assert (hidden.frames - .22).abs()[:, 0][behind].numel() == behind.sum()
@@ -279,7 +279,7 @@ def test_a_pole_hides():
 
 
 def test_config_is_plain_data():
-    assert isinstance(to_json(StrollersConfig()), dict) and hash(StrollersConfig()) == hash(StrollersConfig())
+    assert isinstance(to_json(WalkersConfig()), dict) and hash(WalkersConfig()) == hash(WalkersConfig())
 
 
 @pytest.mark.parametrize("knobs,words", [
@@ -289,6 +289,6 @@ def test_config_is_plain_data():
     ({"noise": -.1}, "noise"), ({"texture": -1.}, "texture")])
 def test_refusals(knobs, words):
     with pytest.raises(StremnError, match=words):
-        StrollersConfig(**knobs)
+        WalkersConfig(**knobs)
     with pytest.raises(StremnError, match="seeds"):
-        strollers_batch([])
+        walkers_batch([])

@@ -12,7 +12,7 @@ from stremn.prediction import train as forecasting
 from stremn.experiments.prediction import EQUAL_TIME, NETWORKS, CONTESTS, Network, Row, is_measured, recipe_of, trained_network, run_contest
 from stremn.prediction.train import RECIPES, PredictionRecipe, dry_run, prediction_task
 from stremn.data.prediction import PREDICTION_DATA
-from stremn.data.walkers import StrollersConfig
+from stremn.data.walkers import WalkersConfig
 from stremn.experiments.measure import PredictionEval
 from stremn.prediction.train import PredictionPhase, PredictionTraining
 from stremn.memory.bank import BankConfig
@@ -26,7 +26,7 @@ BANK = BankConfig(memory_channels=12, query_channels=12, key_channels=8, value_c
                   slots=3, pinned=0, similarity="l2", shared_keys=True)
 NET = PredictionConfig(widths=(8, 12), strides=(2, 2), groups=4, bank=BANK)
 PIXELS = RecallConfig(widths=(8, 12), strides=(2, 2), groups=4, bank=replace(BANK, locality=1.))
-CLIP = StrollersConfig(size=16, aspect=1., scenarios=("outdoor",))
+CLIP = WalkersConfig(size=16, aspect=1., scenarios=("outdoor",))
 FAST = FitConfig(lr=1e-3, warmup=1, save_every=1)
 RESULTS = Path(__file__).resolve().parent.parent / "nbs/results/records"
 

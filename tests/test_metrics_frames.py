@@ -9,7 +9,7 @@ import torch.nn as nn
 from safetensors.torch import load_file, save_file
 
 from stremn.core import StremnError
-from stremn.data.walkers import TEST_PEOPLE, StrollersConfig, strollers_batch
+from stremn.data.walkers import TEST_PEOPLE, WalkersConfig, walkers_batch
 from stremn.metrics import frames as module
 from stremn.metrics.frames import CONVENTIONS, LPIPS, METRICS, TABLE_5, FrameScore, as_bytes, download_lpips, frame_error, load_lpips, lpips_of, psnr, score_frames, ssim, table_5_cells
 from stremn.paper import TABLES
@@ -152,8 +152,8 @@ def test_published_weights(published, monkeypatch):
 
 def test_the_numbers_of_the_notebook(published):
     "LPIPS of two predictions of equal squared error: blurred, and shifted by a pixel."
-    config = StrollersConfig(people=TEST_PEOPLE, actions=("waving",), scenarios=("outdoor",), noise=0., frames=20)
-    true = torch.stack([c.frames for c in strollers_batch(range(4), config)])
+    config = WalkersConfig(people=TEST_PEOPLE, actions=("waving",), scenarios=("outdoor",), noise=0., frames=20)
+    true = torch.stack([c.frames for c in walkers_batch(range(4), config)])
     padded = torch.nn.functional.pad(true.flatten(0, 1), (3, 3, 3, 3), mode="replicate")
     blurred = torch.nn.functional.avg_pool2d(padded, 7, 1).view_as(true)
     shifted = torch.cat([true[..., :1], true[..., :-1]], -1)

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from films import depends_on_the_past_only, video
+from random_video import depends_on_the_past_only, video
 from stremn.core import StremnError, make_generator
 from stremn.config import to_json
 from stremn.memory.bank import BankConfig

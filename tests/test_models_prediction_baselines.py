@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from films import video
+from random_video import video
 from stremn.core import StremnError, make_generator
 from stremn.config import to_json
 from stremn.models.hub import TASKS, load, save_weights

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from films import depends_on_the_past_only, video
+from random_video import depends_on_the_past_only, video
 from stremn.core import StremnError, make_generator
 from stremn.config import to_json
 from stremn.models.hub import kind_of

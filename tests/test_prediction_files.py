@@ -10,7 +10,7 @@ from PIL import Image
 
 from stremn.core import make_generator
 from stremn.config import to_json
-from stremn.data.walkers import StrollersConfig, strollers
+from stremn.data.walkers import WalkersConfig, walkers
 from stremn.data.video import VideoFile, VideoWriter, open_source
 from stremn.data.vos import VideoFolder
 from stremn.images import read_frame, to_pixels
@@ -47,7 +47,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def film():
-    return strollers(3, StrollersConfig(frames=12, size=16, colour=True, noise=0.)).frames  # (12,3,16,16)
+    return walkers(3, WalkersConfig(frames=12, size=16, colour=True, noise=0.)).frames  # (12,3,16,16)
 
 
 def folder_of(path, frames, names=None):
@@ -69,7 +69,7 @@ def test_configs_and_cards_are_read(model, tmp_path):
     assert input_spec(CopyLast()) == InputSpec(3, 64, 10, 1, 1) and input_spec(ConstantVelocity()).least == 2
     assert input_spec(ConvLSTM(ConvLSTMConfig(channels=3, patch=2, hidden=2, layers=1))) == InputSpec(3, 64, 10, 2, 1)
     assert input_spec(SimVP(SimVPConfig(observed=12))) == InputSpec(1, 64, 12, 4, 12)
-    training = PredictionTraining(SMALL, observed=6, clip=StrollersConfig(size=32))
+    training = PredictionTraining(SMALL, observed=6, clip=WalkersConfig(size=32))
     path = save_weights(model, tmp_path / "net.safetensors", {"config": {"task": to_json(training)}}, "prediction")
     assert input_spec(find_predictor(path)) == input_spec(find_predictor(str(path))) == InputSpec(1, 32, 6, 4, 1)
     for protocol, view, smooth in (("kth", "whole", False), ("h36m", "half", False), ("small", "square", True)):
@@ -80,7 +80,7 @@ def test_configs_and_cards_are_read(model, tmp_path):
 
 def test_what_was_trained_is_predicted_as_it_was_trained(tmp_path, film):
     "A card as `fit` leaves it, all the way."
-    training = PredictionTraining(SMALL, observed=3, stages=(PredictionPhase(1, 1, 1),), clip=StrollersConfig(size=16))
+    training = PredictionTraining(SMALL, observed=3, stages=(PredictionPhase(1, 1, 1),), clip=WalkersConfig(size=16))
     weights = fit(PredictionTask(training), FitConfig(warmup=1), tmp_path / "run", "cpu", progress=False)
     assert input_spec(find_predictor(weights)) == InputSpec(1, 16, 3, 4, 1)
     done = predict_video(weights, folder_of(tmp_path / "f", film), tmp_path / "o", frames=1, progress=False)

@@ -8,7 +8,7 @@ import torch
 from stremn.prediction import train as forecasting
 from stremn.results import Record
 from stremn.core import StremnError, make_generator
-from stremn.data.walkers import TEST_PEOPLE, StrollersConfig
+from stremn.data.walkers import TEST_PEOPLE, WalkersConfig
 from stremn.prediction.train import CHOOSING, FrameBatch, PredictionPhase, PredictionTask, PredictionTraining, average_weights, choosing_clips, fit_averaged, windows
 from stremn.experiments.measure import PredictionEval, measure_prediction
 from stremn.models.hub import kind_of
@@ -29,7 +29,7 @@ MODELS = {"prediction": PredictionConfig(widths=(4, 6), strides=(2, 2), groups=2
           "convlstm": ConvLSTMConfig(hidden=4, layers=2, kernel=3),
           "predrnn": PredRNNConfig(hidden=4, layers=2, kernel=3),
           "simvp": SimVPConfig(observed=3, hidden=4, width=8, groups=2, kernels=(1, 3), strides=(1, 2))}
-CLIP = StrollersConfig(size=16, people=(1, 2, 3))
+CLIP = WalkersConfig(size=16, people=(1, 2, 3))
 TINY = PredictionTraining(model=MODELS["prediction"], observed=3, clip=CLIP, slots=(1, 2),
                           policies=("learned", "oldest"),
                           stages=(PredictionPhase(2, 2, 2), PredictionPhase(2, 1, 4)))

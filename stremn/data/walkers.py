@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ACTIONS', 'SCENARIOS', 'TRAIN_PEOPLE', 'TEST_PEOPLE', 'PROTOCOLS', 'LUMA', 'GAITS', 'PERIODS', 'THIGH', 'SHIN',
-           'FOOT', 'TORSO', 'NECK', 'UPPER', 'FORE', 'JOINTS', 'ARM', 'LEG', 'PARTS', 'StrollersConfig', 'tint',
-           'Person', 'person', 'limb', 'reach', 'Gait', 'trunk', 'go', 'hands', 'punch', 'stand', 'Stroll', 'track',
-           'script', 'capsule', 'scenery', 'places', 'look', 'window', 'paint', 'strollers_batch', 'strollers']
+           'FOOT', 'TORSO', 'NECK', 'UPPER', 'FORE', 'JOINTS', 'ARM', 'LEG', 'PARTS', 'WalkersConfig', 'tint', 'Person',
+           'person', 'limb', 'reach', 'Gait', 'trunk', 'go', 'hands', 'punch', 'stand', 'Stroll', 'track', 'script',
+           'capsule', 'scenery', 'places', 'look', 'window', 'paint', 'walkers_batch', 'walkers']
 
 # %% ../../nbs/library/12_data.walkers.ipynb #dee4a19f
 import math
@@ -28,8 +28,8 @@ SCENARIOS = ("outdoor", "scale", "clothes", "indoor")
 TRAIN_PEOPLE,TEST_PEOPLE = tuple(range(1, 17)),tuple(range(17, 26))
 
 @dataclass(frozen=True)
-class StrollersConfig:
-    "Knobs of the Strollers generator; the defaults are KTH's 10 -> 20 protocol, training people."
+class WalkersConfig:
+    "Knobs of the Walkers generator; the defaults are KTH's 10 -> 20 protocol, training people."
     frames:int=30         # Length, T
     size:int=64           # Height and width in pixels
     people:tuple[int,...]=TRAIN_PEOPLE      # Who may appear; any number from 1 on is somebody
@@ -56,8 +56,8 @@ class StrollersConfig:
 
 # %% ../../nbs/library/12_data.walkers.ipynb #972d9948
 PROTOCOLS = {
-    "grey-10-20":StrollersConfig(),
-    "colour-4-4":StrollersConfig(frames=8, colour=True, tempo=5., actions=("walking",), scenarios=("indoor",)),
+    "grey-10-20":WalkersConfig(),
+    "colour-4-4":WalkersConfig(frames=8, colour=True, tempo=5., actions=("walking",), scenarios=("indoor",)),
 }
 
 # %% ../../nbs/library/12_data.walkers.ipynb #78f9ec6b
@@ -273,7 +273,7 @@ def track(
 # %% ../../nbs/library/12_data.walkers.ipynb #3110bb03
 def script(
     seed:int|Sequence[int], # Any entropy numpy's SeedSequence takes
-    c:StrollersConfig,      # What may happen
+    c:WalkersConfig,      # What may happen
 )->tuple[Stroll,np.random.Generator]: # And the generator that paints the rest
     "Everything that will happen, before a pixel is drawn."
     rng = np.random.default_rng(seed)
@@ -394,9 +394,9 @@ def paint(
     return frames,covered>.5
 
 # %% ../../nbs/library/12_data.walkers.ipynb #e551c7e3
-def strollers_batch(
+def walkers_batch(
     seeds:Sequence[int|Sequence[int]], # One per clip; the same seed gives the same clip, alone or in any batch
-    config:StrollersConfig=StrollersConfig(), # The same for all of them
+    config:WalkersConfig=WalkersConfig(), # The same for all of them
 )->list[Clip]:                         # N clips: frames (T,C,S,S), silhouettes (T,S,S)
     "Make N clips, one after the other: a clip at a time stays in the processor's cache."
     c,clips = config,[]
@@ -409,9 +409,9 @@ def strollers_batch(
         clips.append(Clip(frames, figure.long(), f"strollers-{seed}-person{s.person:02d}-{s.action}-{s.scenario}"))
     return clips
 
-def strollers(
+def walkers(
     seed:int|Sequence[int], # Same seed and config, same clip
-    config:StrollersConfig=StrollersConfig(), # What may happen
+    config:WalkersConfig=WalkersConfig(), # What may happen
 )->Clip:
-    "One Strollers clip."
-    return strollers_batch([seed], config)[0]
+    "One Walkers clip."
+    return walkers_batch([seed], config)[0]

@@ -23,7 +23,7 @@ from ..core import check, device_name, make_generator
 from ..data.chameleon import ChameleonConfig, chameleon_batch
 from ..data.clips import Clip, collate
 from ..data.vos import VideoFolder
-from ..data.walkers import TEST_PEOPLE, StrollersConfig, strollers_batch
+from ..data.walkers import TEST_PEOPLE, WalkersConfig, walkers_batch
 from ..memory.rules import RULES, Request, Selector, pick
 from ..metrics.frames import FrameScore, score_frames
 from ..metrics.vos import Report, jaccard, score_video
@@ -235,7 +235,7 @@ def measure_policies(
 @dataclass(frozen=True)
 class PredictionEval:
     "Scores of predictions: which weights, which clips, how far ahead."
-    protocol:str="tiny"            # "tiny": Strollers; or a name of `stremn.data.prediction.PREDICTION_DATA`
+    protocol:str="tiny"            # "tiny": Walkers; or a name of `stremn.data.prediction.PREDICTION_DATA`
     weights:str="prediction-tiny"  # What `stremn.load` accepts; or one of `WEIGHTLESS`, which have none
     policy:str|None=None           # Key of RULES; None: the network's own
     slots:int|None|str="default"   # K; 0: memory removed; None: never forget; "default": the network's own
@@ -246,22 +246,22 @@ class PredictionEval:
     clips:int=40                   # Test clips
     first:int=1_000_000            # Seed of the first
     seed:int=0                     # Of the policies that draw lots
-    clip:StrollersConfig=StrollersConfig(people=TEST_PEOPLE) # Its length is set
+    clip:WalkersConfig=WalkersConfig(people=TEST_PEOPLE) # Its length is set
 
 # %% ../../nbs/library/81_experiments.measure.ipynb #a793d31d
 def prediction_test_clips(
     c:PredictionEval, # Which
 )->tuple[Tensor,list[str]]: # (n,M+N,C,H,W); their names
-    "The Strollers of a test."
+    "The Walkers of a test."
     check(c.protocol=="tiny", f"protocol: expected tiny, or the clips of {c.protocol}, found no clips")
-    clips = strollers_batch(range(c.first, c.first+c.clips), replace(c.clip, frames=c.observed+c.future))
+    clips = walkers_batch(range(c.first, c.first+c.clips), replace(c.clip, frames=c.observed+c.future))
     return torch.stack([clip.frames for clip in clips]),[clip.name for clip in clips]
 
 def measure_prediction(
     c:PredictionEval,          # What to measure
     model:nn.Module|None=None,     # Network; None: loaded by name
     name:str|None=None,            # Row of a table; None: the weights
-    clips:tuple[Tensor,Sequence[str]]|None=None, # (n,M+N,C,H,W) and the film of each; None: Strollers, made anew
+    clips:tuple[Tensor,Sequence[str]]|None=None, # (n,M+N,C,H,W) and the film of each; None: Walkers, made anew
 )->tuple[Record,dict[str,FrameScore]]: # The record; metric -> a value for each frame of each clip
     "One row of a prediction table, with the training of its weights in the config."
     began = time.perf_counter()

@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from ..core import check, make_generator
 from ..data.prediction import PREDICTION_DATA, training_entries
-from ..data.walkers import TRAIN_PEOPLE, StrollersConfig, strollers_batch
+from ..data.walkers import TRAIN_PEOPLE, WalkersConfig, walkers_batch
 from ..losses import prediction_loss
 from ..metrics.frames import score_frames
 from ..models.hub import TASKS, kind_of, load, read_file, save_weights
@@ -46,7 +46,7 @@ CHOOSING = (15, 16) # Training people who choose among snapshots
 
 @dataclass(frozen=True)
 class PredictionTraining:
-    "The tiny protocol: Strollers, ten frames seen, a horizon that grows to ten."
+    "The tiny protocol: Walkers, ten frames seen, a horizon that grows to ten."
     model:object=PredictionConfig()  # Config of a network in `stremn.models.hub.TASKS`
     protocol:str="tiny"
     observed:int=10                  # M
@@ -61,7 +61,7 @@ class PredictionTraining:
     a:float=10.                      # Of the shrinkage
     c:float=.2                       # Of the shrinkage
     vary:float=0.                    # Films: mirrored by lot, and brightness and contrast change by up to this share
-    clip:StrollersConfig=StrollersConfig(people=tuple(p for p in TRAIN_PEOPLE if p not in CHOOSING)) # Its length is set
+    clip:WalkersConfig=WalkersConfig(people=tuple(p for p in TRAIN_PEOPLE if p not in CHOOSING)) # Its length is set
 
     def __post_init__(self):
         for name in ("stages", "slots", "policies"):
@@ -113,7 +113,7 @@ class PredictionTask:
     "Learn to predict; the network is the config's business."
     def __init__(self,
         config:PredictionTraining=PredictionTraining(), # What is learned
-        films:Sequence[Tensor]|None=None, # (T,C,H,W) each, to draw windows from; None: Strollers are made
+        films:Sequence[Tensor]|None=None, # (T,C,H,W) each, to draw windows from; None: Walkers are made
         held:Sequence[Tensor]=(), # Further films, to choose snapshots by
     ):
         self.config,self.films,self.held,self.name = config,films,held,kind_of(config.model)
@@ -133,7 +133,7 @@ class PredictionTask:
         if self.films is not None:
             rng = np.random.default_rng([seed, step, rank])
             return FrameBatch(varied(windows(self.films, length, stage.batch, rng), c.vary, rng))
-        clips = strollers_batch([[seed, step, rank, i] for i in range(stage.batch)], replace(c.clip, frames=length))
+        clips = walkers_batch([[seed, step, rank, i] for i in range(stage.batch)], replace(c.clip, frames=length))
         return FrameBatch(torch.stack([clip.frames for clip in clips]))
 
     def loss(self, model:nn.Module, network:nn.Module, batch:FrameBatch, step:int, seed:int,
@@ -168,7 +168,7 @@ def choosing_clips(
     c = task.config
     length = c.observed+c.stages[-1].future
     if task.films is None:
-        clips = strollers_batch([[2, i] for i in range(count)], replace(c.clip, people=CHOOSING, frames=length))
+        clips = walkers_batch([[2, i] for i in range(count)], replace(c.clip, people=CHOOSING, frames=length))
         return torch.stack([clip.frames for clip in clips])
     check(len(task.held)>0, "held: expected films to choose snapshots by, found none")
     return windows(task.held, length, count, np.random.default_rng(2))
