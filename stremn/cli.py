@@ -309,7 +309,7 @@ class TrainOptions:
 
 # %% ../nbs/library/90_cli.ipynb #f941f13f
 def changed_lesson(
-    lesson,         # A `stremn.prediction.train.PredictionRecipe`
+    lesson,         # A `stremn.train.loop.Recipe`
     steps:int|None, # About how many; None: as it is
     batch:int|None, # Clips a step; None: as it is
     fit:dict,       # Fields of `FitConfig`

@@ -29,13 +29,13 @@ def to_json(
     """Plain JSON data, the same for equal input.
 
     Args:
-        value: Dataclasses, mappings, lists, tuples, sets, paths, enums, devices, dtypes, and numbers or
-            arrays of numpy and torch, nested as you like.
+        value: Dataclasses, mappings, lists, tuples, sets, paths, enums, devices, dtypes, and
+            numbers or arrays of numpy and torch, nested as you like.
         where: Name of `value` in an error message.
 
     Returns:
-        The same in dict, list, str, int, float, bool and None. Tuples become lists, sets are sorted,
-        paths use forward slashes, keys become text.
+        The same in dict, list, str, int, float, bool and None. Tuples become lists, sets are
+        sorted, paths use forward slashes, keys become text.
 
     Raises:
         StremnError: When something has no plain form, or two keys are equal as text.
@@ -58,14 +58,17 @@ def to_json(
     if isinstance(value, (list, tuple)):
         return [to_json(v, f"{where}[{i}]") for i,v in enumerate(value)]
     if isinstance(value, (set, frozenset)):
-        return sorted((to_json(v, where) for v in value), key=lambda v: json.dumps(v, sort_keys=True))
+        found = (to_json(v, where) for v in value)
+        return sorted(found, key=lambda v: json.dumps(v, sort_keys=True))
     raise StremnError(f"{where}: expected plain data, found {type(value).__name__}")
 
+# %% ../nbs/library/02_config.ipynb #8e5fd6f3
 def _mapping_to_json(value:Mapping, where:str)->dict:
     "A mapping with its keys as text, which must stay different."
     found = {str(to_json(k, where)): to_json(v, f"{where}.{k}") for k,v in value.items()}
     if len(found)!=len(value):
-        raise StremnError(f"{where}: expected keys that differ as text, found {sorted(map(str, value))}")
+        keys = sorted(map(str, value))
+        raise StremnError(f"{where}: expected keys that differ as text, found {keys}")
     return found
 
 # %% ../nbs/library/02_config.ipynb #98798775
@@ -94,13 +97,14 @@ def _restore_tuple(
     where:str,    # Name in an error message
 )->tuple:
     "A tuple from a list, each element with its type back."
-    if not isinstance(value, (list, tuple)): raise StremnError(f"{where}: expected a list, found {value!r}")
+    if not isinstance(value, (list, tuple)):
+        raise StremnError(f"{where}: expected a list, found {value!r}")
     kinds = [hints[0]]*len(value) if hints[-1] is ... else hints
     if len(kinds)!=len(value):
         raise StremnError(f"{where}: expected {len(kinds)} values, found {len(value)}")
     return tuple(_restore(k, v, f"{where}[{i}]") for i,(k,v) in enumerate(zip(kinds, value)))
 
-# %% ../nbs/library/02_config.ipynb #3082cf04
+# %% ../nbs/library/02_config.ipynb #20d8477e
 def from_json(
     kind:type,            # A dataclass
     data:dict,            # What `to_json` made of one; missing fields take their defaults
@@ -109,7 +113,8 @@ def from_json(
     """Undo `to_json` for a dataclass.
 
     Args:
-        kind: The dataclass to make; its type hints say what becomes a tuple or a dataclass of its own.
+        kind: The dataclass to make; its type hints say what becomes a tuple or a dataclass of its
+            own.
         data: What `to_json` made of one. Fields that are missing take their defaults.
         where: Name of the data in an error message.
 
@@ -117,21 +122,23 @@ def from_json(
         An instance of `kind`.
 
     Raises:
-        StremnError: When a field is unknown, has a value of another kind, or is missing without a default.
+        StremnError: When a field is unknown, has a value of another kind, or is missing and has no
+            default.
 
     Example:
         >>> from_json(VOSConfig, to_json(VOSConfig())) == VOSConfig()
         True
     """
+    name = kind.__name__
     if not isinstance(data, dict):
-        raise StremnError(f"{where}: expected the fields of {kind.__name__}, found {type(data).__name__}")
+        raise StremnError(f"{where}: expected the fields of {name}, found {type(data).__name__}")
     hints = typing.get_type_hints(kind)
     unknown = sorted(set(data)-{f.name for f in fields(kind)})
-    if unknown: raise StremnError(f"{where}: expected fields of {kind.__name__}, found unknown {unknown}")
+    if unknown: raise StremnError(f"{where}: expected fields of {name}, found unknown {unknown}")
     missing = [f.name for f in fields(kind)
                if f.name not in data and f.default is f.default_factory is MISSING]
     if missing:
-        raise StremnError(f"{where}: expected all fields of {kind.__name__}, found no {', '.join(missing)}")
+        raise StremnError(f"{where}: expected all fields of {name}, found no {', '.join(missing)}")
     return kind(**{k:_restore(hints[k], v, f"{where}.{k}") for k,v in data.items()})
 
 # %% ../nbs/library/02_config.ipynb #da92e18b
@@ -153,7 +160,7 @@ def config_diff(
     if then==now or where in FREE_FIELDS: return []
     return [f"{where}: {json.dumps(then)}, now {json.dumps(now)}"]
 
-# %% ../nbs/library/02_config.ipynb #0b03bf8d
+# %% ../nbs/library/02_config.ipynb #a4d6ef06
 def with_new_defaults(
     found:object, # Plain data: a config as it was stored, perhaps by an older version
     now:object,   # The config of today that it is compared with, or several by name

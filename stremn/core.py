@@ -23,7 +23,7 @@ from torch import Tensor
 
 # %% ../nbs/library/01_core.ipynb #33d71c1d
 class StremnError(ValueError):
-    """Something the caller can put right, in one line: the thing, what was expected, what was found.
+    """Something the caller can put right, in one line: the thing, what was expected and found.
 
     It is a `ValueError`, so that code which does not know this package can catch it as well.
 
@@ -40,8 +40,8 @@ def check(
 )->None:
     """Raise `StremnError` with `message` unless `condition` holds.
 
-    Unlike an `assert` it is not removed by `python -O`. The message is built on every call: where that
-    costs anything (a tensor, a call, a join), write `if not condition: raise StremnError(...)` instead.
+    Unlike an `assert` it is not removed by `python -O`. The message is built on every call: where
+    that costs anything (a tensor, a call, a join), write `if ...: raise StremnError(...)` instead.
 
     Args:
         condition: What must hold.
@@ -101,7 +101,8 @@ def pick_device(
     """The device called `name`, checked before anything is computed on it.
 
     Args:
-        name: "cpu", "cuda", "cuda:N", a `torch.device`, or "auto": a GPU if there is one, else the CPU.
+        name: "cpu", "cuda", "cuda:N", a `torch.device`, or "auto": a GPU if there is one, else the
+            CPU.
 
     Returns:
         A device that exists on this machine.
@@ -141,7 +142,7 @@ def at_least_float32(
     "Half precision becomes float32; float32 and float64 stay."
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
-# %% ../nbs/library/01_core.ipynb #f2899efc
+# %% ../nbs/library/01_core.ipynb #050bd8f8
 @contextmanager
 def atomic_write(
     path:Path|str,     # Where the finished file will be; its folder must exist
@@ -149,12 +150,13 @@ def atomic_write(
 )->Iterator[Path]:     # Context; yields the hidden path to write to
     """A path to write to, which takes the name `path` when the `with` block ends well.
 
-    Until then an older file of that name stays as it is. When the block raises, nothing is left behind.
+    Until then an older file of that name stays as it is. When the block raises, nothing is left
+    behind.
 
     Args:
         path: Where the finished file will be; its folder must exist.
-        sync: Wait until the bytes are on the disk (`fsync`) before the file gets its name. Without it a
-            power failure may leave an empty file; a killed program never does.
+        sync: Wait until the bytes are on the disk (`fsync`) before the file gets its name. Without
+            it a power failure may leave an empty file; a killed program never does.
 
     Returns:
         A context whose value is a hidden path in the same folder.
@@ -185,7 +187,8 @@ def check_apart(
 )->None:
     "Refuse an output folder that holds what is read."
     if out.resolve() in (file.resolve(), *file.resolve().parents):
-        raise StremnError(f"{out}: expected another folder than that of the {what}, found {file} in it")
+        raise StremnError(f"{out}: expected another folder than that of the {what}, "
+                          f"found {file} in it")
 
 def check_output_folder(
     out:Path,              # Folder to make
@@ -194,7 +197,8 @@ def check_output_folder(
     others:Sequence[str] = ("overlay.mp4",), # Files written next to the PNGs
 )->None:
     "Refuse an output folder that holds anything which must not be lost."
-    if out.exists() and not out.is_dir(): raise StremnError(f"{out}: expected a folder to make, found a file")
+    if out.exists() and not out.is_dir():
+        raise StremnError(f"{out}: expected a folder to make, found a file")
     if isinstance(source, Path): check_apart(out, source, "source")
     inside = sorted(out.iterdir()) if out.is_dir() else []
     if not inside: return

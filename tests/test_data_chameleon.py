@@ -1,4 +1,4 @@
-"Contracts of `stremn.data.synthetic`: seeds, stories, hues, and masks and colours against a loop over pixels."
+"Contracts of `stremn.data.chameleon`: seeds, stories, hues, and masks and colours against a loop over pixels."
 import colorsys
 import math
 from dataclasses import replace
@@ -10,7 +10,9 @@ import torch.nn.functional as F
 
 from stremn.core import StremnError
 from stremn.config import to_json
-from stremn.data.chameleon import ChameleonConfig, chameleon, chameleon_batch, draw_motion, draw_story, paint, script
+from stremn.data.chameleon import (
+    ChameleonConfig, chameleon, chameleon_batch, draw_motion, draw_script, draw_story, paint_figure,
+)
 
 SMALL = ChameleonConfig(frames=14, size=17, modes=3, stay=(1, 3), fade=2, hide=1)
 WORLDS = [SMALL, replace(SMALL, objects=2), replace(SMALL, lookalikes=0), replace(SMALL, modes=1, hide=2),
@@ -61,8 +63,8 @@ def test_what_seed_7_1_has_always_shown():
 
 
 def rim(f, t, side, phi):
-    "Cosine and sine weights of the rim of one of the two looks at frame t, as numbers."
-    return [(a * math.cos(p), -a * math.sin(p)) for a, p in f.outline[f.look[t, side]]]
+    "Cosine and sine weights of the rim of one of the two appearances at frame t, as numbers."
+    return [(a * math.cos(p), -a * math.sin(p)) for a, p in f.outline[f.appearance[t, side]]]
 
 
 def pixel(f, t, i, j, size):
@@ -75,18 +77,18 @@ def pixel(f, t, i, j, size):
     edge = 1 + sum(((1 - w) * p[0] + w * q[0]) * math.cos(h * phi) + ((1 - w) * p[1] + w * q[1]) * math.sin(h * phi)
                    for h, p, q in zip((2, 3, 5), a, b))
     colour = np.zeros(3)
-    for share, look in ((1 - w, f.look[t, 0]), (w, f.look[t, 1])):
-        light = .5 + .5 * math.tanh(3 * math.sin(f.stripes[look, 0] * y + f.stripes[look, 1] * x))
-        bright, dark = f.colours[look]
+    for share, appearance in ((1 - w, f.appearance[t, 0]), (w, f.appearance[t, 1])):
+        light = .5 + .5 * math.tanh(3 * math.sin(f.stripes[appearance, 0] * y + f.stripes[appearance, 1] * x))
+        bright, dark = f.colours[appearance]
         colour += share * (dark + light * (bright - dark))
     return edge - math.hypot(y, x), colour
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_pixels_equal_a_loop_also_while_fading(seed):
-    size, cast = 14, script(seed, SMALL)[0]
+    size, cast = 14, draw_script(seed, SMALL)[0]
     for f in (cast[0], cast[-1]):
-        colour, inside = paint([f], size)
+        colour, inside = paint_figure([f], size)
         for t in range(SMALL.frames):
             for i in range(size):
                 for j in range(size):
@@ -100,8 +102,8 @@ def test_pixels_equal_a_loop_also_while_fading(seed):
 def test_a_frame_is_what_its_mask_says():
     "Without noise, a target's pixels have its painted colours, and bare background is the same in all frames."
     config = replace(SMALL, objects=2, size=24, noise=0.)
-    c, cast = chameleon(3, config), script(3, config)[0]
-    layers = [paint([f], 24) for f in cast]
+    c, cast = chameleon(3, config), draw_script(3, config)[0]
+    layers = [paint_figure([f], 24) for f in cast]
     for t in range(config.frames):
         for o, (f, (colour, inside)) in enumerate(zip(cast[2:], layers[2:]), 1):
             mine = c.masks[t] == o
@@ -118,7 +120,7 @@ def test_a_frame_is_what_its_mask_says():
 def test_hues_are_dealt_once(objects, modes, hues):
     config = ChameleonConfig(frames=40, objects=objects, modes=modes, hues=hues, stay=(2, 3))
     for seed in range(40):
-        cast, _ = script(seed, config)
+        cast, _ = draw_script(seed, config)
         bins = [{round(colorsys.rgb_to_hsv(*tone)[0] * hues) % hues for tone in f.colours.reshape(-1, 3)} for f in cast]
         targets = bins[config.lookalikes:]
         assert all(len(b) == modes for b in targets) and len(set().union(*targets)) == objects * modes
@@ -128,30 +130,30 @@ def test_hues_are_dealt_once(objects, modes, hues):
 @pytest.mark.parametrize("config", [c for c in WORLDS if c.hide])
 def test_stories_keep_their_promises(config):
     for seed in range(60):
-        look, blend, visible, returns = draw_story(np.random.default_rng(seed), config)
-        assert len(look) == len(blend) == len(visible) == config.frames
+        modes, blend, visible, returns = draw_story(np.random.default_rng(seed), config)
+        assert len(modes) == len(blend) == len(visible) == config.frames
         assert returns == [t for t in range(1, config.frames) if visible[t] and not visible[t - 1]]
         known = 1
         for t in range(config.frames):
             if blend[t] > 0:
-                assert look[t, 1] == (known if blend[t - 1] == 0 else known - 1) and look[t, 0] < look[t, 1]
-            known = max(known, look[t, 1] + 1)
+                assert modes[t, 1] == (known if blend[t - 1] == 0 else known - 1) and modes[t, 0] < modes[t, 1]
+            known = max(known, modes[t, 1] + 1)
         for t in returns:
-            assert blend[t] == 0 and look[t, 0] in set(look[:t, 1])              # an appearance already met
-            assert config.modes == 1 or look[t, 0] != look[t - 1, 1]             # and not the one just left
+            assert blend[t] == 0 and modes[t, 0] in set(modes[:t, 1])              # an appearance already met
+            assert config.modes == 1 or modes[t, 0] != modes[t - 1, 1]             # and not the one just left
             assert not visible[t - config.hide:t].any() and (t == config.hide or visible[t - config.hide - 1])
 
 
 def test_modes_masks_and_story_agree():
     for config in (ChameleonConfig(size=24), replace(SMALL, size=24, fade=3)):
         for seed, c in enumerate(chameleon_batch(range(8), config)):
-            f = script(seed, config)[0][-1]
+            f = draw_script(seed, config)[0][-1]
             for t in range(config.frames):
-                want = -1 if not f.visible[t] else f.look[t, int(f.blend[t] >= .5)]
+                want = -1 if not f.visible[t] else f.appearance[t, int(f.blend[t] >= .5)]
                 assert c.modes[t, 0] == want
             assert torch.equal(c.masks.flatten(1).any(1), c.modes[:, 0] >= 0)
             if seed == 0:                                                       # while it is hidden, the stage is empty
-                assert all(not g.visible[~f.visible].any() for g in script(seed, config)[0])
+                assert all(not g.visible[~f.visible].any() for g in draw_script(seed, config)[0])
 
 
 def test_more_noise_same_world():

@@ -148,7 +148,7 @@ def sample_indices(
     generator:torch.Generator|None=None, # Source of all randomness
     reverse:bool=False, # Also run backwards, half of the time
 )->list[int]:      # `length` indices, strictly monotonic
-    "STM's clip sampling: the number of frames skipped is uniform in [0, max_skip], and so is the start."
+    "STM's clip sampling: skipped frames uniform in [0, max_skip], and the start uniform."
     check(length>=1, f"length: expected 1 or more frames, found {length}")
     check(max_skip>=0, f"max_skip: expected 0 or more frames, found {max_skip}")
     check(total>=length, f"video: expected at least {length} frames, found {total}")

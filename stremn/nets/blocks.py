@@ -40,7 +40,7 @@ def group_norm(
 
 # %% ../../nbs/library/30_nets.blocks.ipynb #33d71c1d
 class ResBlock(nn.Module):
-    "Pre-activation residual block without normalisation, as in STM's decoder: x + conv(relu(conv(relu(x))))."
+    "Pre-activation residual block without normalisation: x + conv(relu(conv(relu(x)))), as in STM."
     def __init__(self,
         inp:int, # Channels in
         out:int, # Channels out; a 3x3 convolution fits the shortcut where they differ
@@ -56,7 +56,7 @@ class ResBlock(nn.Module):
 
 # %% ../../nbs/library/30_nets.blocks.ipynb #01fee6ef
 class Refine(nn.Module):
-    "Double the resolution and, where there is one, add a skip from the encoder (after STM's refinement module)."
+    "Double the resolution and add a skip from the encoder, if there is one (STM's refinement)."
     def __init__(self,
         inp:int,  # Channels from below
         skip:int, # Channels of the skip; 0: the decoder sees the encoder only through the memory

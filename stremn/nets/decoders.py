@@ -16,14 +16,14 @@ from .blocks import Refine, ResBlock
 
 # %% ../../nbs/library/32_nets.decoders.ipynb #7c83bf78
 class MaskDecoder(nn.Module):
-    "STM's decoder at any depth: one residual block, a refinement for each skip, one logit per pixel."
+    "STM's decoder at any depth: a residual block, a refinement for each skip, one logit a pixel."
     def __init__(self,
         inp:int,             # Channels of the read-out, 2*Dv
         skips:Sequence[int], # Channels of the encoder maps finer than the read-out, finest first
         width:int|Sequence[int]=64, # Channels inside; or those at entry and after each refinement, coarsest first
         use_skips:bool=True, # False: the finer maps are ignored (the paper's sentence in Sec. 3.3)
-        stm:bool=False,      # STM to the letter: a residual block on each skip, and two logits instead of one
-        finest:int=2,        # Stride of the finest map, which the last enlargement undoes; 4 with a ResNet
+        stm:bool=False, # STM to the letter: a residual block on each skip, and two logits instead of one
+        finest:int=2, # Stride of the finest map, which the last enlargement undoes; 4 with a ResNet
     ):
         super().__init__()
         self.use_skips = use_skips
@@ -45,5 +45,5 @@ class MaskDecoder(nn.Module):
         for step,skip in zip(self.refine, reversed(skips)):
             x = step(x, skip if self.use_skips else None)
         x = self.leave(F.relu(x))
-        if x.shape[1]==2: x = x[:,1:]-x[:,:1]                                  # log odds of two logits
+        if x.shape[1]==2: x = x[:,1:]-x[:,:1]                          # log odds of two logits
         return F.interpolate(x, scale_factor=self.finest, mode="bilinear", align_corners=False)[:,0]

@@ -15,7 +15,7 @@ from .blocks import FeatureInfo, ResBlock
 
 # %% ../../nbs/library/31_nets.encoders.ipynb #33d71c1d
 class TinyEncoder(nn.Module):
-    """A few plain convolutions; each stage halves the resolution. Without normalisation, so absolute colour survives.
+    """Plain convolutions, no normalisation; each stage halves the resolution.
 
     Args:
         widths: channels after each stage of stride 2, finest first.
@@ -26,7 +26,8 @@ class TinyEncoder(nn.Module):
         pad_multiple: both sides of a frame must be a multiple of this, 2 for each stage.
 
     Returns:
-        From `encoder(x)`, x `(B,3+planes,H,W)` floats in [0,1]: a list of maps `(B,C,H/2,W/2)`, `(B,C,H/4,W/4)`, ...
+        From `encoder(x)`, with x `(B,3+planes,H,W)` floats in [0,1]: a list of maps, finest first,
+        `(B,C,H/2,W/2)`, `(B,C,H/4,W/4)`, ...
 
     Raises:
         StremnError: when `widths` is empty.
@@ -38,7 +39,7 @@ class TinyEncoder(nn.Module):
     """
     def __init__(self,
         widths:Sequence[int]=(32, 64), # Channels after each stride-2 stage
-        planes:int=0,                  # Mask planes that come with the frame: 0 for queries, 2 for memory frames
+        planes:int=0,     # Mask planes that come with the frame: 0 for queries, 2 for memory frames
     ):
         super().__init__()
         check(len(widths)>0, "widths: expected the channels of at least one stage, found none")
