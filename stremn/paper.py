@@ -145,20 +145,21 @@ T3 = PaperTable("t3", "Table 3",
      "val_JF":Column("Validation Avg", "up", "%"),
      "test_J":Column("Test-dev J", "up", "%"), "test_F":Column("Test-dev F", "up", "%"),
      "test_JF":Column("Test-dev Avg", "up", "%")}, _rows("""
-    stm          | STM [32]      | Resnet 50  | linear growth | 79.2 | 84.3 | 81.8 | 69.3 | 75.2 | 72.2
-    stm-constant | STM [32]      | Resnet 50  | constant      | 77.7 | -    | -    | -    | -    | -
-    kmn          | KMN [39]      | Resnet 50  | linear growth | 80.0 | 85.6 | 82.8 | 74.1 | 80.3 | 77.2
-    egm          | EGM [30]      | Resnet 50  | linear growth | 80.2 | 85.2 | 82.8 | -    | -    | -
-    cfbi         | CFBI [55]     | Resnet 101 | N/A           | 79.1 | 84.6 | 81.9 | 71.1 | 78.5 | 74.8
-    swiftnet     | SwiftNet [47] | Resnet 50  | linear        | 78.3 | 83.9 | 81.1 | -    | -    | -
-    a-game       | A-Game [21]   | Resnet 101 | N/A           | 67.2 | 72.7 | 70   | -    | -    | -
-    feelvos      | FEELVOS [45]  | DeepLab v3 | N/A           | 69.1 | 74.0 | 71.5 | 55.1 | 60.4 | 57.8
-    pam          | PAM [47]      | Resnet 50  | linear growth | 78.3 | 83.9 | 81.1 | -    | -    | -
-    rmnet        | RMNet [53]    | Resnet 50  | linear growth | 81.0 | 86.0 | 83.5 | 71.9 | 78.1 | 75.0
-    lcm          | LCM [15]      | Resnet 50  | linear growth | 80.5 | 86.5 | 83.5 | 74.4 | 81.8 | 78.1
-    stcn         | STCN [6]      | Resnet 50  | linear growth | 82.2 | 88.6 | 85.4 | 73.1 | 80.0 | 76.5
-    stremn       | STReMN        | Resnet 50  | constant      | 81.3 | 86.1 | 83.7 | 74.8 | 81.8 | 78.3
-    stremn-ms    | STReMN-MS     | Resnet 50  | constant      | 83.4 | 88.2 | 85.8 | 75.6 | 82.7 | 79.1"""),
+stm          | STM [32]      | Resnet 50  | linear growth | 79.2 | 84.3 | 81.8 | 69.3 | 75.2 | 72.2
+stm-constant | STM [32]      | Resnet 50  | constant      | 77.7 | -    | -    | -    | -    | -
+kmn          | KMN [39]      | Resnet 50  | linear growth | 80.0 | 85.6 | 82.8 | 74.1 | 80.3 | 77.2
+egm          | EGM [30]      | Resnet 50  | linear growth | 80.2 | 85.2 | 82.8 | -    | -    | -
+cfbi         | CFBI [55]     | Resnet 101 | N/A           | 79.1 | 84.6 | 81.9 | 71.1 | 78.5 | 74.8
+swiftnet     | SwiftNet [47] | Resnet 50  | linear        | 78.3 | 83.9 | 81.1 | -    | -    | -
+a-game       | A-Game [21]   | Resnet 101 | N/A           | 67.2 | 72.7 | 70   | -    | -    | -
+feelvos      | FEELVOS [45]  | DeepLab v3 | N/A           | 69.1 | 74.0 | 71.5 | 55.1 | 60.4 | 57.8
+pam          | PAM [47]      | Resnet 50  | linear growth | 78.3 | 83.9 | 81.1 | -    | -    | -
+rmnet        | RMNet [53]    | Resnet 50  | linear growth | 81.0 | 86.0 | 83.5 | 71.9 | 78.1 | 75.0
+lcm          | LCM [15]      | Resnet 50  | linear growth | 80.5 | 86.5 | 83.5 | 74.4 | 81.8 | 78.1
+stcn         | STCN [6]      | Resnet 50  | linear growth | 82.2 | 88.6 | 85.4 | 73.1 | 80.0 | 76.5
+stremn       | STReMN        | Resnet 50  | constant      | 81.3 | 86.1 | 83.7 | 74.8 | 81.8 | 78.3
+stremn-ms    | STReMN-MS     | Resnet 50  | constant      | 83.4 | 88.2 | 85.8 | 75.6 | 82.7 | 79.1
+"""),
     {"val_JF":("val_J","val_F"), "test_JF":("test_J","test_F")}, {},
     ("table-3-rows","multi-scale","aspp"), corner="Method")
 
@@ -263,7 +264,7 @@ class Index(tuple):
         body = [[None if v is None else str(v) for v in entry] for entry in self]
         return "\n".join(_lines(head, body))
 
-# %% ../nbs/library/03_paper.ipynb #e612c236
+# %% ../nbs/library/03_paper.ipynb #d3886fae
 EQUATIONS:dict[int,Equation] = {e.number:e for e in (
     Equation(1, "best cosine match of each new pixel, averaged", "3.2",
              "stremn.memory.similarity.best_match_similarity"),
@@ -305,7 +306,7 @@ FIGURES:dict[int,Figure] = {f.number:f for f in (
 
 # %% ../nbs/library/03_paper.ipynb #f105e6bd
 class Cited(NamedTuple):
-    "Published numbers of a system that Table 5 of the paper does not have, as its source prints them."
+    "Published numbers of a system that Table 5 of the paper does not have, as cited."
     system:str      # As its source calls it
     data:str        # "h36m" or "kth", as in the columns of Table 5
     mse:str|None    # Sum over a frame

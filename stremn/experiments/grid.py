@@ -108,7 +108,7 @@ def up_to_date(
     return same_weights(record.config, row, seed)
 
 # %% ../../nbs/library/80_experiments.grid.ipynb #8010a0cb
-Network = Callable[[Row,int,Path],nn.Module]         # (row, seed, folder of runs) -> its network
+FindNetwork = Callable[[Row,int,Path],nn.Module]         # (row, seed, folder of runs) -> its network
 Measure = Callable[[Row,int,nn.Module],Record]       # (row, seed, network) -> one number
 
 def shipped_network(
@@ -137,7 +137,7 @@ def run(
     out:Path|str,         # Folder of the study's records
     runs:Path|str,        # Folder of all training runs
     measure:Measure,      # (row, seed, network) -> record
-    network:Network=shipped_network, # (row, seed, runs) -> network
+    network:FindNetwork=shipped_network, # (row, seed, runs) -> network
     again:bool=False,     # Measure what is stored, too?
     progress:bool=True,   # Show a bar?
 )->list[Record]:          # Those measured now

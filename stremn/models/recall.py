@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..core import at_least_float32
 from ..memory.bank import BankConfig
-from ..memory.update import Memory
+from ..memory.update import Memory, Template
 from .prediction import PredictionConfig, PredictionModel
 
 # %% ../../nbs/lessons/13b_models.recall.ipynb #a4700010
@@ -65,33 +65,40 @@ class RecallConfig(PredictionConfig):
 
 # %% ../../nbs/lessons/13b_models.recall.ipynb #a470014b
 class RecallModel(PredictionModel):
-    "A predicting network whose slots keep their frames, cell by cell."
+    """A predicting network whose slots keep their frames, cell by cell, beside the features.
+
+    Args:
+        config: sizes and choices; `RecallConfig()` is the tiny network.
+
+    Example:
+        >>> RecallModel()(torch.rand(1, 10, 1, 64, 64), future=20).shape
+        torch.Size([1, 20, 1, 64, 64])
+    """
     def __init__(self,
         config:RecallConfig=RecallConfig(), # Sizes and choices
     ):
-        super().__init__(config)
+        super().__init__(config)               # draws a last layer, too: equal seeds start from equal weights
         self.leave = nn.Conv2d(self.leave.in_channels, config.channels+5, 3, padding=1)
-        for p in self.leave.parameters(): nn.init.zeros_(p.data[config.channels:])  # nothing moves, shares are `START`
+        for p in self.leave.parameters():      # nothing moves at the start, shares are `START`
+            nn.init.zeros_(p.data[config.channels:])
 
     def picture(self,
         memory:Memory|None, # What is remembered; None: nothing
         features:Tensor,    # (V,c,h,w) encoder's map of the newest frames
         last:Tensor,        # (V,C,H,W) newest frame; it is also what nothing recalls
     )->Painting:
-        "Ask, decode, paint. The frames come back by the same weights as the values."
-        c = self.config
-        told,cells,own = self.ask(memory, features).tensor_split((c.bank.value_channels, -c.bank.value_channels), 1)
+        "Read, decode, paint. The frames come back by the same weights as the values."
+        c,Dv = self.config,self.config.bank.value_channels
+        read,cells,own = self.read_memory(memory, features).tensor_split((Dv, -Dv), 1)
         recalled = last if memory is None else F.pixel_shuffle(cells, c.multiple)              # (V,C,H,W)
-        return paint(self.leave(self.decoder(torch.cat([told, own], 1))), last, recalled)
+        return paint(self.leave(self.decoder(torch.cat([read, own], 1))), last, recalled)
 
     def predict_next(self, memory:Memory|None, features:Tensor, last:Tensor)->Tensor: # (V,C,H,W) next frame
         "As in `PredictionModel`."
         return self.picture(memory, features, last).frame
 
-    def memorize(self, memory:Memory|None, features:Tensor, last:Tensor, t:int,
-                 generator:torch.Generator|None=None)->Memory|None: # The memory after it; None where nothing is stored
+    def template(self, features:Tensor, last:Tensor)->Template: # Values (V,Dv+C*s*s,h,w)
         "As in `PredictionModel`; the newest frame is stored as further channels of the value."
-        if not self.remembers: return None
         new = self.bank.template(features, features)
         cells = F.pixel_unshuffle(last, self.config.multiple)                                  # (V,C*s*s,h,w)
-        return self.bank.write(memory, new._replace(value=torch.cat([new.value, cells], 1)), t, None, generator)
+        return new._replace(value=torch.cat([new.value, cells], 1))

@@ -239,6 +239,7 @@ class Run:
         self.task,self.config,self.files = task,config,RunFiles(out)
         self.accelerator = a = new_accelerator(device, config.precision)
         self.main,self.rank = a.is_main_process,a.process_index
+        if self.main: self.files.remove_partial()
         configs = {"task":task.config, "fit":config, "processes":a.num_processes}
         if task.origin: configs["start"] = task.origin
         self.whole = to_json(configs)                 # goes into checkpoint and card
