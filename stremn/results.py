@@ -46,12 +46,13 @@ def _package_folder():
     return Path(next(iter(spec.submodule_search_locations))) if spec else None
 
 def _commit(package=None):
-    "Commit of the checkout of this project that `package` lies in, `+dirty` if edited, or 'unknown'."
+    "Commit of the checkout that `package` lies in, `+dirty` if edited; 'unknown' elsewhere."
     package = Path(package) if package else _package_folder()
     root = package.resolve().parent if package else None
     settings = root/"settings.ini" if root else None
     if not (root and (root/".git").exists() and settings.is_file()): return "unknown"
-    if not re.search(r"^lib_name\s*=\s*stremn\s*$", settings.read_text(errors="replace"), re.M): return "unknown"
+    ours = re.search(r"^lib_name\s*=\s*stremn\s*$", settings.read_text(errors="replace"), re.M)
+    if not ours: return "unknown"
     head = _git(root, "rev-parse", "--short=12", "HEAD")
     if not head: return "unknown"
     return head + ("+dirty" if _git(root, "status", "--porcelain", "--", package.name) else "")
@@ -137,7 +138,8 @@ def _check_record(data, where):
     missing = sorted(known-{"clips"}-set(data))
     extra = sorted(set(data)-known)
     if missing or extra:
-        raise StremnError(f"{where}: expected the fields of a Record, missing {missing}, unknown {extra}")
+        raise StremnError(f"{where}: expected the fields of a Record, "
+                          f"missing {missing}, unknown {extra}")
     kinds = dict(name=str, metrics=dict, config=dict, versions=dict, device=str, commit=str)
     for key,kind in kinds.items():
         if not isinstance(data[key], kind):
@@ -147,21 +149,26 @@ def _check_record(data, where):
         raise StremnError(f"{where}: name: expected letters, digits and _ . + - only "
                           f"(it becomes a file name), found {data['name']!r}")
     seed = data["seed"]
-    check(_is_number(seed) and isinstance(seed, int), f"{where}: seed: expected an integer, found {seed!r}")
+    check(_is_number(seed) and isinstance(seed, int),
+          f"{where}: seed: expected an integer, found {seed!r}")
     seconds = data["seconds"]
-    check(_is_number(seconds) and not seconds<0, f"{where}: seconds: expected a number >= 0, found {seconds!r}")
+    check(_is_number(seconds) and not seconds<0,
+          f"{where}: seconds: expected a number >= 0, found {seconds!r}")
     _check_numbers(data["metrics"], data.get("clips", {}), where)
     return data
 
+# %% ../nbs/library/04_results.ipynb #35810440
 def _check_numbers(metrics, clips, where):
     "Metrics are numbers, clips are metric -> {clip name: number}."
     for key,value in metrics.items():
         if not _is_number(value):
             raise StremnError(f"{where}: metrics.{key}: expected a number, found {value!r}")
-    check(isinstance(clips, dict), f"{where}: clips: expected a JSON object, found {type(clips).__name__}")
+    if not isinstance(clips, dict):
+        raise StremnError(f"{where}: clips: expected a JSON object, found {type(clips).__name__}")
     for key,scores in clips.items():
         if not isinstance(scores, dict) or not all(map(_is_number, scores.values())):
-            raise StremnError(f"{where}: clips.{key}: expected clip name -> number, found {str(scores)[:40]}")
+            raise StremnError(f"{where}: clips.{key}: expected clip name -> number, "
+                              f"found {str(scores)[:40]}")
 
 # %% ../nbs/library/04_results.ipynb #9b3f3f57
 def _not_finite(value, where=""):
@@ -182,15 +189,18 @@ def _save_json(data, path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as hidden: hidden.write_text(text, encoding="utf-8")
     except OSError as e:
-        raise StremnError(f"{path}: expected to write a record here, found {e.strerror or e}") from None
+        found = e.strerror or e
+        raise StremnError(f"{path}: expected to write a record here, found {found}") from None
     return path
 
 def _load_json(path):
     "JSON from `path`; what is not valid JSON, NaN included, is refused."
     def refuse(token): raise ValueError(f"the number {token}")
     try: return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
-    except OSError as e: raise StremnError(f"{path}: expected a record, found {e.strerror or e}") from None
-    except ValueError as e: raise StremnError(f"{path}: expected a record in valid JSON, found {e}") from None
+    except OSError as e:
+        raise StremnError(f"{path}: expected a record, found {e.strerror or e}") from None
+    except ValueError as e:
+        raise StremnError(f"{path}: expected a record in valid JSON, found {e}") from None
 
 def _record_markdown(r):
     "One line of numbers and one line of origin."
@@ -224,6 +234,7 @@ def _around(mean, means, level):
     lo,hi = np.quantile(means, [(1-level)/2, (1+level)/2])
     return Interval(float(mean), float(min(lo, mean)), float(max(hi, mean)))
 
+# %% ../nbs/library/04_results.ipynb #6bbfc381
 def bootstrap_interval(
     values:Sequence[float], # (n,) one score per clip; finite
     draws:int = 10_000,     # Made-up test sets
@@ -321,7 +332,8 @@ def paired_difference(
         True
     """
     if isinstance(a, dict) or isinstance(b, dict):
-        check(isinstance(a, dict) and isinstance(b, dict), "paired difference: expected two dictionaries, found one")
+        check(isinstance(a, dict) and isinstance(b, dict),
+              "paired difference: expected two dictionaries, found one")
         odd = sorted(map(str, a.keys()^b.keys()))
         if odd:
             raise StremnError(f"paired difference: expected the same clips on both sides, "
@@ -331,8 +343,8 @@ def paired_difference(
         b = [b[k] for k in names]
     a = np.asarray(a, dtype=np.float64)
     b = np.asarray(b, dtype=np.float64)
-    check(a.shape==b.shape,
-          f"paired difference: expected as many scores on both sides, found {a.shape} and {b.shape}")
+    check(a.shape==b.shape, "paired difference: expected as many scores on both sides, "
+                            f"found {a.shape} and {b.shape}")
     return bootstrap_interval(a-b, draws, seed, level)
 
 # %% ../nbs/library/04_results.ipynb #11cdd1e8
@@ -373,7 +385,8 @@ def load_records(
     """All records under a folder.
 
     Args:
-        root: Folder with `*.json`, searched with its subfolders. Names that begin with a dot are left out.
+        root: Folder with `*.json`, searched with its subfolders. Names that begin with a dot are
+            left out.
 
     Returns:
         Records sorted by path; an empty list where there is none.
@@ -388,7 +401,8 @@ def load_records(
     """
     root = Path(root)
     if not root.is_dir():
-        raise StremnError(f"{root}: expected a folder of records, found {'a file' if root.exists() else 'nothing'}")
+        found = "a file" if root.exists() else "nothing"
+        raise StremnError(f"{root}: expected a folder of records, found {found}")
     return [Record.load(p) for p in sorted(root.rglob("*.json")) if not p.name.startswith(".")]
 
 def stored_record(
@@ -447,7 +461,8 @@ def _check_paired(
     "Refuse rows that are not paired."
     mine = sorted(r.seed for r in a)
     theirs = sorted(r.seed for r in b)
-    check(mine==theirs, f"difference: expected the same seeds on both sides, found {mine} and {theirs}")
+    check(mine==theirs,
+          f"difference: expected the same seeds on both sides, found {mine} and {theirs}")
     check(list(clip_scores(a, metric))==list(clip_scores(b, metric)),
           "difference: expected the same clips on both sides, found others")
 
@@ -483,7 +498,7 @@ def policy_table(
     draws:int = 10_000,         # Made-up test sets
     seed:int = 0,               # Seed of the bootstrap
 )->str:                         # Markdown
-    "Mean, interval and paired difference to a reference row, and whether it is better: no verdict on the paper."
+    "Mean, interval and paired difference to a reference row, and whether it is better."
     protocols = sorted({r.protocol for r in records})
     if len(protocols)!=1:
         raise StremnError("policy table: expected records of one protocol, "
@@ -494,8 +509,8 @@ def policy_table(
     scores = {name: score_matrix(group, metric) for name,group in groups.items()}
     lines = [f"**{metric}** · protocol `{protocols[0]}`, not comparable with the paper · "
              f"difference to `{reference}`, paired by seed and clip", "",
-             "| row | mean | 95 % interval | clips | seeds | difference | 95 % interval | better? |",
-             "|:--|--:|:-:|--:|--:|--:|:-:|:--|"]
+             "| row | mean | 95 % interval | clips | seeds | difference | 95 % interval | better? "
+             "|", "|:--|--:|:-:|--:|--:|--:|:-:|:--|"]
     for name in rows or sorted(scores, key=lambda name: -scores[name].mean()):
         gap = None
         if name!=reference:                               # a study may be half done: common seeds
@@ -504,7 +519,8 @@ def policy_table(
         mean = crossed_interval(scores[name], draws, seed) if name in scores else None
         size = [str(n) for n in scores[name].shape[::-1]] if name in scores else ["", ""]
         word = "reference" if name==reference and name in scores else verdict(gap)
-        cells = [*_interval_cells(mean, ".3f"), *size, *_interval_cells(gap, "+.3f"), BETTER.get(word, word)]
+        cells = [*_interval_cells(mean, ".3f"), *size, *_interval_cells(gap, "+.3f"),
+                 BETTER.get(word, word)]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -515,8 +531,8 @@ def _interval_cells(interval, form):
     return [f"{mean:{form}}", f"[{lo:{form}}, {hi:{form}}]"]
 
 # %% ../nbs/library/04_results.ipynb #0995908d
-T95 = (2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110,
-       2.101, 2.093) # Student's factor for 4 to 19 degrees of freedom
+T95 = (2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
+       2.110, 2.101, 2.093) # Student's factor for 4 to 19 degrees of freedom
 
 def _closeness(ours, printed, tol):
     "Verdict on |ours - printed| <= tol for an interval of ours; None: there is no interval."
@@ -562,7 +578,8 @@ def compare(
         scale: Our number times this is in the table's unit: 100 for J in [0,1] against percent.
 
     Returns:
-        A Markdown table: printed, ours, interval, where the interval comes from, runs, difference, verdict.
+        A Markdown table: printed, ours, interval, where the interval comes from, runs, difference,
+        verdict.
 
     Raises:
         StremnError: When the column is unknown or not of numbers, or `tol` is missing.
@@ -587,7 +604,8 @@ def compare(
     for row,value in printed.items():
         cells = [_row_label(paper_table, row), paper_table.text(row, metric) or "–"]
         if row in groups: cells += _row_cells(groups[row], metric, scale, value, tol, places)
-        else: cells += [""]*5+[f"not run (protocol `{part[row]}` only)" if row in part else "not run"]
+        elif row in part: cells += [""]*5+[f"not run (protocol `{part[row]}` only)"]
+        else: cells += [""]*5+["not run"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -135,7 +135,8 @@ def printed_flops(
     if method not in ("stm", "reencode"):
         raise StremnError(f"method: expected stm or reencode, found {method!r}")
     if method=="stm": return 2*T/gamma*s.pixels**2*(s.key+s.value)
-    read,similarity = s.slots*s.pixels**2*(s.key+s.value),s.slots*s.pixels**2*s.key
+    read = s.slots*s.pixels**2*(s.key+s.value)
+    similarity = s.slots*s.pixels**2*s.key
     return 2*(read+similarity+(s.slots+1)*s.pixels*s.key**2)
 
 # %% ../../nbs/lessons/02_experiments.cost.ipynb #648dd754
@@ -164,7 +165,8 @@ def filled(
     seed:int=0,          # Of the numbers
 )->Memory:               # Random numbers, of the right shapes
     "A memory as it is after many frames, without running them."
-    c,p = bank.config,next(bank.parameters())
+    c = bank.config
+    p = next(bank.parameters())
     g = make_generator(seed, p.device)
     def some(channels):
         return torch.randn(objects, len(frames), channels, *grid, generator=g, device=p.device)
@@ -221,13 +223,17 @@ def steps(
 )->dict[str,tuple[Callable,int]]: # method -> (one frame's work, bytes that the memory holds before it)
     "Each method with its memory as it is at frame T."
     policy = bank.policy.but("learned", slots)
-    K,p,c = policy.slots,next(bank.parameters()),bank.config
+    K = policy.slots
     if T<K:
         raise StremnError(f"T: expected at least as many frames as slots, found T={T}, slots={K}")
+    p = next(bank.parameters())
     g = make_generator(seed, p.device)
     group = torch.zeros(objects, dtype=torch.long, device=p.device)
     def some(*shape): return torch.randn(*shape, *grid, generator=g, device=p.device).to(p.dtype)
-    x,q,out = some(objects, c.memory_channels),some(1, c.query_channels),{}
+    c = bank.config
+    x = some(objects, c.memory_channels)
+    q = some(1, c.query_channels)
+    out = {}
     for method in methods:
         if method not in METHODS: raise StremnError(unknown_method(method))
         if method=="reencode":

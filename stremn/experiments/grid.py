@@ -75,8 +75,8 @@ def check_weights(
 )->nn.Module:          # The network
     "Refuse weights that another recipe has made."
     if not same_recipe(network.card["config"], recipe):
-        raise StremnError(f"{path}: expected weights of today's {recipe.name}, found another training; "
-                          "move it away, or choose another folder of runs")
+        raise StremnError(f"{path}: expected weights of today's {recipe.name}, found another "
+                          "training; move it away, or choose another folder of runs")
     return network
 
 # %% ../../nbs/library/80_experiments.grid.ipynb #8010a0c9
@@ -108,8 +108,8 @@ def up_to_date(
     return same_weights(record.config, row, seed)
 
 # %% ../../nbs/library/80_experiments.grid.ipynb #8010a0cb
-FindNetwork = Callable[[Row,int,Path],nn.Module]         # (row, seed, folder of runs) -> its network
-Measure = Callable[[Row,int,nn.Module],Record]       # (row, seed, network) -> one number
+FindNetwork = Callable[[Row,int,Path],nn.Module] # (row, seed, folder of runs) -> its network
+Measure = Callable[[Row,int,nn.Module],Record]   # (row, seed, network) -> one number
 
 def shipped_network(
     row:Row,      # Without a recipe

@@ -113,7 +113,7 @@ def belady(
         if rest: wait = torch.where(ahead.any(-1), ahead.argmax(-1), rest)
         twins = (stored[:,:,None]==stored[:,None]).sum(-1)+(stored==now[:,None])
         age = (r.t-r.frames).cpu()
-        merit = torch.where(twins>1, 2_000_000+age, wait)              # another slot, or the newcomer
+        merit = torch.where(twins>1, 2_000_000+age, wait)              # a slot, or the newcomer
         merit = torch.where(stored<0, 4_000_000, merit)
         return pick(merit.to(r.frames.device), r.candidates)
     return rule
@@ -451,7 +451,8 @@ def measure_prediction(
     means = {m:sum(of.values())/len(of) for m,of in each.items()}
     card = getattr(model, "card", {})
     made = {"trained_seconds":card.get("seconds"), "averaged":card.get("averaged")}
-    config = to_json(c) | {"training":trained_how(model), "parameters":count_parameters(model)} | made
+    made |= {"training":trained_how(model), "parameters":count_parameters(model)}
+    config = to_json(c) | made
     device = device_name(next((p.device for p in model.parameters()), "cpu"))
     return Record(name or Path(c.weights).stem, means, config, c.seed, time.perf_counter()-began,
                   clips=each, device=device),scores

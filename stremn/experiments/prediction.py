@@ -69,8 +69,8 @@ def recipe_of(
     model = network.model
     if protocol not in ("tiny", "small"):                          # the paper's size
         if name not in ("prediction", "prediction-without"):
-            raise StremnError(f"network: expected prediction or prediction-without at the size of {protocol}, "
-                              f"found {name}; the others are as small as the small ones")
+            raise StremnError("network: expected prediction or prediction-without at the size of "
+                              f"{protocol}, found {name}; the others are as small as the small ones")
         model = replace(training.model, memory=model.memory)
     steps = round(network.pace*recipe.steps)
     return Recipe(f"{protocol}-{name}", shorten(replace(training, model=model), steps), how)
@@ -109,7 +109,7 @@ def shipped_tests(
     name:str,            # Shipped weights
     test:PredictionEval, # How they are tested
 )->dict[str,tuple[str,PredictionEval]]: # row -> weights, test
-    "The shipped network as it is, with one slot, and without a memory; and predictors without weights."
+    "The shipped network as it is, with one slot and without a memory; three without weights."
     rows = {n:(n, test) for n in (*WEIGHTLESS, name)}
     return rows | {f"{name}-K{k}":(name, replace(test, slots=k)) for k in (1, 0)}
 

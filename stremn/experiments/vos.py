@@ -42,7 +42,7 @@ class FusionTraining(ChameleonTraining):
     "Training with the fusion module of Appendix B in the bank."
     fusion:FusionConfig=FusionConfig()
 
-TABLE_1 = ("oldest", "newest", "random", "reservoir", "first_last", "most_similar", "learned") # A-F and ours
+TABLE_1 = ("oldest", "newest", "random", "reservoir", "first_last", "most_similar", "learned")
 
 # %% ../../nbs/library/82_experiments.vos.ipynb #0881497b
 _FIRST = ChameleonPhase(100, 8, ChameleonConfig(frames=3, stay=(3, 4), fade=2))

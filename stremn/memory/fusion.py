@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import check
-from .bank import BankConfig, Decision, MemoryBank
+from ..core import StremnError
+from .bank import BankConfig, Decision, MemoryBank, UpdatePolicy, check_choice, to_rows
 from .similarity import best_match_similarity
 from .update import Memory, Template
 
@@ -26,8 +26,9 @@ def fam(
     scale:float|None=None, # Factor before the softmax; None: 1, as printed
 )->Tensor:    # (B,C,H,W)
     "Eq. 7: for each pixel of x, the mean of the pixels of y, weighted by softmax of their dot products."
-    check(x.ndim==y.ndim==4 and x.shape[:2]==y.shape[:2],
-          f"fam: expected x (B,C,H,W) and y (B,C,H',W'), found {tuple(x.shape)} and {tuple(y.shape)}")
+    if not (x.ndim==y.ndim==4 and x.shape[:2]==y.shape[:2]):
+        raise StremnError(f"fam: expected x (B,C,H,W) and y (B,C,H',W'), "
+                          f"found {tuple(x.shape)} and {tuple(y.shape)}")
     q,k = (m.flatten(2).transpose(1, 2)[:,None] for m in (x, y))             # (B,1,P,C), (B,1,Q,C)
     out = F.scaled_dot_product_attention(q, k, k, scale=1. if scale is None else scale)[:,0]  # (B,P,C)
     return out.transpose(1, 2).unflatten(-1, x.shape[-2:])
@@ -61,9 +62,10 @@ def fuse(
     scale:float|None=None, # Factor in FAM; None: 1, as printed
 )->Fused:
     "Eqs. 6-12: filter the deleted template, align it with the target, blend it in."
-    check(printing in PRINTINGS, f"unknown printing {printing!r}: expected one of {', '.join(PRINTINGS)}")
-    check(deleted.shape==target.shape,
-          f"fuse: expected two maps of one shape, found {tuple(deleted.shape)} and {tuple(target.shape)}")
+    check_choice("printing", printing, tuple(PRINTINGS))
+    if deleted.shape!=target.shape:
+        raise StremnError(f"fuse: expected two maps of one shape, "
+                          f"found {tuple(deleted.shape)} and {tuple(target.shape)}")
     beside,asks,gate = ({"deleted":deleted, "target":target}[name] for name in PRINTINGS[printing])
     r = f(torch.cat([deleted, fam(deleted, beside, scale)], 1)).sigmoid()    # Eqs. 6-8
     aligned = fam(asks, r*deleted, scale)                                    # Eqs. 9-10
@@ -74,7 +76,7 @@ def fuse(
 # %% ../../nbs/lessons/14_memory.fusion.ipynb #1a6945b9
 @dataclass(frozen=True)
 class FusionConfig:
-    "Choices of the fusion module; where Appendix B leaves one open, a reading note in `memory.fusion` says so."
+    "Choices of the fusion module; where Appendix B leaves one open, a reading note says so."
     target:str="least_similar" # Who receives the deleted template: "least_similar" (Table 6), "most_similar", "all"
     printing:str="main"        # "main", "supplement", or "mended": Eqs. 8, 10 and 11 differ
     into_pinned:bool=False     # May the pinned slots (the given mask) be fused into?
@@ -84,10 +86,9 @@ class FusionConfig:
     enabled:bool=True          # False: build the weights and do not use them
 
     def __post_init__(self):
-        for name,allowed in {"target":("least_similar", "most_similar", "all"), "printing":tuple(PRINTINGS)}.items():
-            check(getattr(self, name) in allowed,
-                  f"unknown {name} {getattr(self, name)!r}: expected one of {', '.join(allowed)}")
-        check(self.kernel%2==1, f"kernel: expected an odd size, found {self.kernel}")
+        check_choice("target", self.target, ("least_similar", "most_similar", "all"))
+        check_choice("printing", self.printing, tuple(PRINTINGS))
+        if self.kernel%2==0: raise StremnError(f"kernel: expected an odd size, found {self.kernel}")
 
 # %% ../../nbs/lessons/14_memory.fusion.ipynb #4be12135
 class Fusion(nn.Module):
@@ -131,12 +132,15 @@ class FeatureBank(MemoryBank):
     "A memory bank that stores feature maps and projects all slots whenever they are looked at."
     def template(self,
         memory_features:Tensor,     # (B,C,H,W) memory encoder's map, X^M
-        query_features:Tensor|None=None, # (V,C,H,W) query encoder's map of the same frame; needed with shared keys
+        query_features:Tensor|None=None, # (V,C,H,W) query encoder's map of the frame; needed with shared keys
         group:Tensor|None=None,     # (B,) long, video each row belongs to; None: row i is video i
     )->Template:
         "The maps themselves: the query encoder's in `key` (no channels without shared keys), X^M in `value`."
-        none,key = memory_features[:,:0],self.key_of(memory_features, query_features, group, project=False)
-        return Template(key if self.config.shared_keys else none, memory_features, none)
+        none = memory_features[:,:0]
+        if not self.config.shared_keys: return Template(none, memory_features, none)
+        if query_features is None:
+            raise StremnError("shared_keys=True: the key comes from query_features, found None")
+        return Template(to_rows(query_features, group), memory_features, none)
 
     def project(self, stored:Memory|Template)->Memory|Template:
         "Keys, values and update keys of stored feature maps."
@@ -145,13 +149,24 @@ class FeatureBank(MemoryBank):
         keys,values,updates = (m.unflatten(0, stored.frames.shape) for m in made)
         return stored._replace(keys=keys, values=values, updates=updates)
 
-    def read(self, memory:Memory, query_features:Tensor, group:Tensor|None=None)->Tensor: # (B,2*Dv,H,W)
+    def read(self, memory:Memory, query_features:Tensor, group:Tensor|None=None,
+             equal_widths:bool=False)->Tensor: # (B,2*Dv,H,W)
         "Eq. 5 on the projections of what is stored."
-        return super().read(self.project(memory), query_features, group)
+        return super().read(self.project(memory), query_features, group, equal_widths)
 
     def choose(self, memory:Memory|None, template:Template, *args, **kwargs)->Decision:
         "Decide on projections which slot is replaced; arguments as in `MemoryBank.choose`."
-        return super().choose(None if memory is None else self.project(memory), self.project(template), *args, **kwargs)
+        projected = None if memory is None else self.project(memory)
+        return super().choose(projected, self.project(template), *args, **kwargs)
+
+# %% ../../nbs/lessons/14_memory.fusion.ipynb #9a11c0f1
+def relative_change(
+    old:Tensor, # Any shape
+    new:Tensor, # The same shape
+)->float:       # |new-old|/|old|, summed over all numbers
+    "How much a tensor has changed, in parts of what it was."
+    gap = (new.detach()-old.detach()).abs().float().sum()
+    return (gap/old.detach().abs().float().sum().clamp(min=1e-12)).item()
 
 # %% ../../nbs/lessons/14_memory.fusion.ipynb #e1f0868d
 class FusionBank(FeatureBank):
@@ -170,24 +185,27 @@ class FusionBank(FeatureBank):
     def merge(self,
         memory:Memory, # Feature maps before the write
         gone:Tensor,   # (B,n) bool, the slot that is deleted; an all-False row deletes nothing
+        pinned:int,    # Slots that are never replaced
     )->Memory:         # The same with the dying templates fused into their targets
         "Eqs. 6-12 for all rows and targets at once."
-        c,x = self.fusion.config,torch.cat([memory.keys, memory.values], 2)  # (B,n,C,H,W)
-        b,j = target_slots(x, gone, 0 if c.into_pinned else self.config.pinned, c.target).nonzero(as_tuple=True)
+        c = self.fusion.config
+        x = torch.cat([memory.keys, memory.values], 2)                       # (B,n,C,H,W)
+        b,j = target_slots(x, gone, 0 if c.into_pinned else pinned, c.target).nonzero(as_tuple=True)
         if not len(b): return memory                                         # (N,) rows and targets
-        fused,old = self.fusion(x[b,gone.int().argmax(1)[b]], x[b,j]),x[b,j]
-        with torch.no_grad():
-            self.openness = fused.z.float().mean().item()
-            self.change = ((fused.target-old).abs().float().sum()/old.abs().float().sum().clamp(min=1e-12)).item()
+        old = x[b,j]
+        fused = self.fusion(x[b,gone.int().argmax(1)[b]], old)
+        self.openness = fused.z.detach().float().mean().item()
+        self.change = relative_change(old, fused.target)
         x = x.index_put((b, j), fused.target.to(x.dtype))
         keys,values = x.split([memory.keys.shape[2], memory.values.shape[2]], 2)
         return memory._replace(keys=keys, values=values)
 
-    def apply(self, memory:Memory|None, template:Template=None, t:int=None, decision:Decision=None)->Memory:
-        "Fuse, then carry the decision out. With a function alone, `nn.Module.apply`."
-        if self.fusing and decision is not None and decision.a is not None:
-            memory = self.merge(memory, decision.a.detach()>.5)
-        return super().apply(memory, template, t, decision)
+    def commit(self, memory:Memory|None, template:Template, t:int, decision:Decision,
+               policy:UpdatePolicy|None=None)->Memory:
+        "Fuse, then carry the decision out; arguments as in `MemoryBank.commit`."
+        if self.fusing and decision.a is not None:
+            memory = self.merge(memory, decision.a.detach()>.5, (policy or self.policy).pinned)
+        return super().commit(memory, template, t, decision, policy)
 
 # %% ../../nbs/lessons/14_memory.fusion.ipynb #08f456c3
 def with_fusion(
@@ -197,5 +215,5 @@ def with_fusion(
     "A bank that fuses, with the weights of one that does not."
     made = FusionBank(bank.config, fusion).to(bank.beta)
     made.load_state_dict(bank.state_dict(), strict=False)
-    made.policy,made.slots = bank.policy,bank.slots
+    made.policy = bank.policy
     return made.train(bank.training)
