@@ -1,4 +1,4 @@
-"""Stills to clips: grids against loops and libraries, labels that stay on objects, official trees, refusals."""
+"""Stills to clips: labels that stay on their objects, official trees of pictures, refusals."""
 import json
 import math
 from dataclasses import replace
@@ -6,280 +6,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
-from scipy.interpolate import RBFInterpolator
 from scipy.io import loadmat, savemat
-from torchvision.transforms import functional as tv
 
+from helpers import NO_COLOUR_CHANGE, boxes_picture
+from refusals import refused
 from stremn.core import make_generator
 from stremn.data import stills
-from stremn.data.clips import Clip
-from stremn.data.augment import IMAGENET_GREY, HANDLES, VIDEO_AUGMENT, AugmentConfig, affine, augment_clip, choose_objects, crop, draw_crop, frame_changes, jitter, sample_at, object_points, paste, pixel_centres, recolour, resample, sampling_grid, share_inside, thin_plate, wander
-from stremn.data.stills import Still, StillConfig, StillFolder, StillSampler, draw_polygons, moving_object, occluder, small_still, still_clip
+from stremn.data.augment import AugmentConfig
+from stremn.data.stills import (
+    Still, StillConfig, StillFolder, StillSampler, draw_polygons, moving_object, occluder, small_still, still_clip,
+)
 from stremn.images import write_mask
-from refusals import refused
 
 H, W = 24, 36
-QUIET = AugmentConfig(brightness=0, contrast=0, saturation=0, hue=0, grey=0, frame_brightness=0, frame_contrast=0,
-                     frame_saturation=0)
-
-
-def picture(seed=0, size=(H, W)):
-    "Smooth random colours and two boxes."
-    low = torch.rand(1, 3, 5, 6, generator=make_generator(seed))
-    labels = torch.zeros(size, dtype=torch.long)
-    h, w = size
-    labels[h // 4:h // 2, w // 6:w // 2] = 1
-    labels[h // 2:h * 3 // 4, w // 2:w * 5 // 6] = 2
-    return F.interpolate(low, size, mode="bilinear")[0], labels
-
-
-def clip_of(frames=4, size=(H, W), seed=0):
-    made = [picture(seed + t, size) for t in range(frames)]
-    return Clip(torch.stack([f for f, _ in made]), torch.stack([m for _, m in made]), "made")
-
-
-def random_matrices(seed, n=4, size=(H, W)):
-    g = make_generator(seed)
-    u = 2 * torch.rand(n, 5, generator=g) - 1
-    A = affine(3 * u[:, 0], 1 + .4 * u[:, 1], .4 * u[:, 2], .5 * u[:, 3:])
-    v = (2 * torch.rand(4, generator=g) - 1).tolist()
-    half = (20 * math.copysign(.6 + .4 * abs(v[0]), v[0]), 14 + 4 * v[1])
-    return u, A, crop(size, (18 + 6 * v[2], 12 + 6 * v[3]), half), (18 + 6 * v[2], 12 + 6 * v[3]), half
-
-
-# ---------------------------------------------------------------- where a pixel comes from
-@pytest.mark.parametrize("seed", range(6))
-def test_grid_against_the_steps_in_float64(seed):
-    u, A, C, centre, half = random_matrices(seed)
-    grid, S = sampling_grid(C @ A, 7), 7
-    for t in range(len(A)):
-        turn, scale, lean = 3 * u[t, 0].item(), 1 + .4 * u[t, 1].item(), math.tan(.4 * u[t, 2].item())
-        for i in range(S):
-            for j in range(S):
-                x, y = (2 * j + 1) / S - 1 - .5 * u[t, 3].item(), (2 * i + 1) / S - 1 - .5 * u[t, 4].item()
-                x, y = math.cos(turn) * x - math.sin(turn) * y, math.sin(turn) * x + math.cos(turn) * y
-                x, y = x / scale, y / scale
-                x, y = centre[0] + half[0] * (x - lean * y), centre[1] + half[1] * y
-                assert torch.allclose(grid[t, i, j], torch.tensor([2 * x / W - 1, 2 * y / H - 1]), atol=1e-5)
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_grid_is_pytorchs_affine_grid(seed):
-    _, A, C, *_ = random_matrices(seed)
-    want = F.affine_grid((C @ A)[:, :2], (len(A), 1, 11, 11), align_corners=False)
-    assert torch.allclose(sampling_grid(C @ A, 11), want, atol=1e-5)
-
-
-def test_identity_and_mirror_are_exact():
-    frame, labels = picture(size=(24, 24))
-    for half, want in (((12., 12.), lambda x: x), ((-12., 12.), lambda x: x.flip(-1))):
-        grid = sampling_grid(crop((24, 24), (12., 12.), half)[None], 24)
-        new, ids = resample(frame[None], labels[None], grid)
-        assert torch.allclose(new[0], want(frame), atol=1e-5) and torch.equal(ids[0], want(labels))
-
-
-@pytest.mark.parametrize("size", (1, 5, 16))
-def test_thin_plate_against_scipy(size):
-    line = np.linspace(-1, 1, HANDLES)
-    held = np.stack(np.meshgrid(line, line), -1).reshape(-1, 2)                     # x fastest
-    offsets = np.random.default_rng(size).normal(size=(HANDLES**2, 2))
-    judge = RBFInterpolator(held, offsets, kernel="thin_plate_spline", degree=1)(pixel_centres(size).numpy())
-    ours = thin_plate(size) @ torch.from_numpy(offsets).float()
-    assert np.allclose(ours.numpy(), judge, atol=1e-4)
-
-
-def test_thin_plate_rows_sum_to_one():
-    assert torch.allclose(thin_plate(13).sum(1), torch.ones(169), atol=1e-5)  # all handles by one: all pixels by one
-
-
-@pytest.mark.parametrize("outside", ("grey", "reflect"))
-def test_labels_stay_on_their_objects(outside):
-    frame, labels = picture(1)
-    for seed in range(25):
-        _, A, C, *_ = random_matrices(seed)
-        bend = .08 * torch.randn(len(A), 16, 2, generator=make_generator(seed))
-        grid = sampling_grid(C @ A, 40, bend)
-        _, ids = resample(frame[None], labels[None], grid, outside)
-        assert set(ids.unique().tolist()) <= {0, 1, 2}
-        for i in (1, 2):
-            soft = sample_at((labels == i).float()[None, None], grid, outside)[:, 0]
-            sure = (soft < .01) | (soft > .99)
-            assert ((ids == i) == (soft > .5))[sure].all()
-
-
-def test_beyond_the_picture():
-    frame, labels = torch.zeros(1, 3, H, W), torch.ones(1, H, W, dtype=torch.long)
-    grid = sampling_grid(crop((H, W), (W / 2, H / 2), (2 * W, 2 * H))[None], 32)
-    new, ids = resample(frame, labels, grid)
-    assert torch.allclose(new[0, :, 0, 0], torch.tensor(IMAGENET_GREY)) and ids[0, 0, 0] == 0 and ids[0, 16, 16] == 1
-    new, ids = resample(frame, labels, grid, "reflect")
-    assert (new.abs() < 1e-6).all() and (ids == 1).all()
-
-
-def test_strong_reduction_is_averaged_first():
-    board = ((torch.arange(256)[:, None] + torch.arange(256)) % 2).float().expand(1, 1, 256, 256)
-    for turn in (0., .5):
-        A = affine(torch.tensor([turn]), torch.ones(1), torch.zeros(1), torch.zeros(1, 2))
-        small = sample_at(board, sampling_grid(crop((256, 256), (128., 128.), (80., 80.)) @ A, 16))
-        assert (small - .5).abs().max() < .02
-
-
-def test_unannotated_frames_stay_so():
-    clip = clip_of(3)
-    clip.masks[1] = -1
-    new = augment_clip(clip, make_generator(0), 16)
-    assert (new.masks[1] == -1).all() and (new.masks[[0, 2]] >= 0).all()
-
-
-# ---------------------------------------------------------------- colours
-def test_recolour_against_torchvision():
-    x = .35 + .3 * torch.rand(3, 3, 9, 11, generator=make_generator(0))
-    b, c, s = torch.tensor([1.1, .9, 1.]), torch.tensor([.8, 1.2, 1.]), torch.tensor([1.2, .5, 0.])
-    want = torch.stack([tv.adjust_saturation(tv.adjust_contrast(tv.adjust_brightness(f, p), q), r)
-                        for f, p, q, r in zip(x, b.tolist(), c.tolist(), s.tolist())])
-    assert torch.allclose(recolour(x, b, c, s, torch.zeros(3)), want, atol=1e-3)
-
-
-def test_hue_turns_around_grey():
-    x, one = torch.rand(2, 3, 5, 5, generator=make_generator(1)), torch.ones(2)
-    assert torch.allclose(recolour(x, one, one, one, 2 * math.pi / 3 * one), x.roll(1, 1), atol=1e-5)
-    there = recolour(.3 + .4 * x, one, one, one, .4 * one)
-    assert torch.allclose(recolour(there, one, one, one, -.4 * one), .3 + .4 * x, atol=1e-5)
-    assert torch.allclose(there.mean(1), (.3 + .4 * x).mean(1), atol=1e-5)
-
-
-def test_jitter():
-    x = torch.rand(4, 3, 8, 8, generator=make_generator(2))
-    assert torch.equal(jitter(x, make_generator(3)), jitter(x, make_generator(3)))
-    assert torch.allclose(jitter(x, make_generator(3), QUIET), x, atol=1e-5)
-    grey = jitter(x, make_generator(3), replace(QUIET, grey=1.))
-    assert torch.allclose(grey[:, 0], grey[:, 1], atol=1e-5) and torch.allclose(grey[:, 0], grey[:, 2], atol=1e-5)
-    loud = jitter(x, make_generator(4), AugmentConfig(brightness=.9, contrast=.9, saturation=.9, hue=.5))
-    assert loud.min() >= 0 and loud.max() <= 1
-
-
-# ---------------------------------------------------------------- from frame to frame
-def test_drift():
-    straight = wander(make_generator(0), 9, 5, 1.)
-    assert torch.allclose(straight.diff(dim=0).diff(dim=0), torch.zeros(7, 5), atol=1e-6)
-    own = torch.cat([wander(make_generator(s), 2, 50, 0.) for s in range(40)], 1)
-    assert abs(torch.corrcoef(own)[0, 1]) < .1
-    assert wander(make_generator(0), 1, 3, .5).abs().max() <= 1
-
-
-def test_frame_changes_stay_in_range():
-    c = AugmentConfig(frame_turn=20, frame_scale=(.5, 2.), frame_shear=0, frame_shift=.1, bend_chance=.5)
-    A, bend = frame_changes(make_generator(1), 400, c)
-    scale = torch.linalg.det(A).pow(-.5)
-    turn = torch.atan2(A[:, 1, 0], A[:, 0, 0])
-    where = torch.linalg.inv(A)[:, :2, 2]
-    assert .5 <= scale.min() and scale.max() <= 2 and turn.abs().max() <= math.radians(20) and where.abs().max() <= .2
-    assert abs((bend.flatten(1).abs().amax(1) > 0).float().mean() - .5) < .1
-    assert frame_changes(make_generator(1), 5, replace(c, bend_chance=0.))[1] is None
-
-
-# ---------------------------------------------------------------- the window
-@pytest.mark.parametrize("outside", ("grey", "reflect"))
-def test_the_object_stays(outside):
-    labels = torch.zeros(60, 100, dtype=torch.long)
-    labels[48:58, 85:97] = 1
-    c = AugmentConfig(zoom=(1.5, 2.5), outside=outside)
-    for seed in range(40):
-        clip = Clip(torch.rand(3, 3, 60, 100, generator=make_generator(seed)), labels.expand(3, -1, -1), "")
-        assert (augment_clip(clip, make_generator(seed), 32, c).masks[0] == 1).any()
-
-
-def test_share_inside_counts_what_is_rendered():
-    labels = torch.zeros(60, 100, dtype=torch.long)
-    labels[20:44, 30:62] = 1
-    for seed in range(20):
-        g = make_generator(seed)
-        A, _ = frame_changes(g, 1, AugmentConfig(bend_chance=0))
-        C = draw_crop(g, (60, 100), object_points(labels), A[0], AugmentConfig(zoom=(1., 4.), keep=0.))
-        shown = sample_at(labels[None, None].float(), sampling_grid(C @ A, 90)).sum()
-        share = shown * torch.linalg.det((C @ A)[0]).abs() * 60 * 100 / 90**2 / labels.sum()
-        assert abs(share_inside(object_points(labels), (C @ A)[0]) - share) < .12
-
-
-def test_object_points_lie_on_objects():
-    for size in ((30, 40), (300, 500)):
-        labels = torch.zeros(size, dtype=torch.long)
-        labels[3:5, 7:9] = 3
-        labels[10:25, 20:33] = 1
-        p = (object_points(labels) + 1) / 2 * torch.tensor(size[::-1])
-        assert 0 < len(p) <= 800 and (labels[p[:, 1].long(), p[:, 0].long()] > 0).all()
-    assert len(object_points(torch.zeros(9, 9, dtype=torch.long))) == 0
-
-
-def test_a_tiny_object_is_put_in_the_middle():
-    labels = torch.zeros(50, 80, dtype=torch.long)
-    labels[0, 0] = 1                                                                  # no window is there by chance
-    c = AugmentConfig(zoom=(3., 3.), keep=1., tries=1)
-    C = draw_crop(make_generator(0), (50, 80), object_points(labels), torch.eye(3), c)
-    assert share_inside(object_points(labels), C) == 1
-
-
-# ---------------------------------------------------------------- any clip
-@pytest.mark.parametrize("size", (1, 16, 50))
-@pytest.mark.parametrize("config", (VIDEO_AUGMENT, AugmentConfig(), AugmentConfig(outside="reflect", drift=.7)))
-def test_change_clip(size, config):
-    clip, before = clip_of(), torch.get_rng_state()
-    a, b = (augment_clip(clip, make_generator(5), size, config) for _ in range(2))
-    assert torch.equal(a.frames, b.frames) and torch.equal(a.masks, b.masks)
-    assert torch.equal(torch.get_rng_state(), before) and torch.equal(clip.frames, clip_of().frames)
-    assert a.frames.shape == (4, 3, size, size) and a.masks.shape == (4, size, size) and a.masks.dtype == torch.long
-    assert a.frames.min() >= 0 and a.frames.max() <= 1 and set(a.masks.unique().tolist()) <= {0, 1, 2}
-    other = augment_clip(clip, make_generator(6), size, config)
-    assert size == 1 or not torch.equal(a.frames, other.frames)
-
-
-def test_change_clip_without_objects():
-    clip = clip_of()
-    clip.masks[:] = 0
-    assert augment_clip(clip, make_generator(0), 16).ids == []
-    refused("size: expected 1 or more pixels, found 0", augment_clip, clip, make_generator(0), 0)
-
-
-@pytest.mark.parametrize("field, value", (
-    ("flip", 1.5), ("grey", -.1), ("zoom", (0., 1.)), ("zoom", (2., 1.)), ("frame_scale", (1.1, .9)), ("stretch", .5),
-    ("tries", 0), ("bend", -1.), ("brightness", 2.), ("frame_contrast", -1.), ("outside", "black"), ("frame_turn", -3.),
-    ("keep", 2.)))
-def test_config_refuses(field, value):
-    refused([f"{field}: expected", "found"], AugmentConfig, **{field: value})
-
-
-@pytest.mark.parametrize("field, value", (
-    ("paste", 2.), ("paste_size", (.5, .1)), ("occlude_size", (0., .1)), ("travel", -1.)))
-def test_still_config_refuses(field, value):
-    refused([f"{field}: expected", "found"], StillConfig, **{field: value})
-
-
-# ---------------------------------------------------------------- choosing objects
-def test_choose_objects_against_loops():
-    for seed in range(40):
-        g = make_generator(seed)
-        labels = torch.tensor([0, 3, 7, 2, -1])[torch.randint(5, (3, 6, 6), generator=g)]
-        least, most = int(torch.randint(1, 10, (), generator=g)), int(torch.randint(1, 4, (), generator=g))
-        new = choose_objects(labels, g, most, least)
-        eligible = [i for i in (2, 3, 7) if (labels[0] == i).sum() >= least]
-        pairs = {(a, b) for a, b in zip(labels.flatten().tolist(), new.flatten().tolist())}
-        chosen = sorted(a for a, b in pairs if b > 0)
-        assert all((a == -1) == (b == -1) for a, b in pairs) and len(pairs) == len({a for a, _ in pairs})
-        assert set(chosen) <= set(eligible) and len(chosen) == min(most, len(eligible))
-        assert [b for i in chosen for a, b in pairs if a == i] == list(range(1, len(chosen) + 1))
-
-
-def test_choose_objects_edges():
-    g = make_generator(0)
-    assert choose_objects(torch.full((2, 3, 3), -1), g, 2).unique().tolist() == [-1]
-    late = torch.zeros(2, 3, 3, dtype=torch.long)
-    late[1, 0, 0] = 4
-    assert choose_objects(late, g, 2).unique().tolist() == [0]                        # first seen in the second frame
-    row = torch.tensor([[[1, 2, 3]]])
-    picks = {tuple(choose_objects(row, make_generator(s), 1).flatten().tolist()) for s in range(30)}
-    assert picks == {(1, 0, 0), (0, 1, 0), (0, 0, 1)}
 
 
 # ---------------------------------------------------------------- stills to clips
@@ -295,7 +35,7 @@ WHITE = Still(torch.full((3, 30, 30), 255).byte(), torch.zeros(30, 30).byte())
 
 @pytest.mark.parametrize("drift", (0., 1.))
 def test_pixels_and_labels_agree(drift):
-    config = StillConfig(replace(QUIET, drift=drift), least=0.)
+    config = StillConfig(replace(NO_COLOUR_CHANGE, drift=drift), least=0.)
     two = 0
     for seed in range(20):
         clip = still_clip(RED, make_generator(seed), 3, 48, 2, config, GREEN, WHITE)
@@ -327,12 +67,18 @@ def test_one_object_means_one():
     refused("object 5, found [1]", moving_object, RED, 5, make_generator(0), 2, 16, StillConfig())
 
 
+@pytest.mark.parametrize("field, value", (
+    ("paste", 2.), ("paste_size", (.5, .1)), ("occlude_size", (0., .1)), ("travel", -1.)))
+def test_settings_outside_their_range_are_refused(field, value):
+    refused([f"{field}: expected", "found"], StillConfig, **{field: value})
+
+
 def test_small_remains_are_background():
-    config = StillConfig(QUIET, least=.9)
+    config = StillConfig(NO_COLOUR_CHANGE, least=.9)
     assert still_clip(RED, make_generator(0), 2, 32, 2, config).ids == []
 
 
-def test_single_frame_and_pasted_size():
+def test_a_pasted_object_has_the_size_asked_for():
     stiff = AugmentConfig(frame_turn=0, frame_shear=0, frame_scale=(1, 1), bend_chance=0)
     plain = StillConfig(stiff, paste_size=(.3, .3), travel=0.)
     for seed in range(10):
@@ -344,24 +90,15 @@ def test_single_frame_and_pasted_size():
             assert abs(wide - 30) <= 2 and abs(high - 30) <= 2
 
 
-def test_occluder_comes_from_outside():
+def test_an_occluder_comes_from_outside():
     for seed in range(10):
         _, alpha = occluder(WHITE, make_generator(seed), 6, 64, StillConfig())
         area = alpha.flatten(1).mean(1)
         assert area[0] < area.max() and area.max() > .02 and 0 <= alpha.min() and alpha.max() <= 1
 
 
-def test_paste_order():
-    g, labels = make_generator(0), torch.zeros(2, 5, 5, dtype=torch.long)
-    behind, front = torch.rand(2, 2, 3, 5, 5, generator=g).unbind()
-    alpha = torch.rand(2, 5, 5, generator=g)
-    frames, ids = paste(behind, labels + 1, front, alpha, 7)
-    assert torch.allclose(frames, behind * (1 - alpha[:, None]) + front * alpha[:, None], atol=1e-6)
-    assert torch.equal(ids == 7, alpha >= .5) and set(ids.unique().tolist()) == {1, 7}
-
-
-def test_small_still():
-    frame, labels = picture(0, (90, 120))
+def test_a_small_still_keeps_shape_and_labels():
+    frame, labels = boxes_picture(0, (90, 120))
     s = small_still(frame, labels, 40, "x")
     assert s.image.shape == (3, 30, 40) and s.labels.shape == (30, 40) and s.ids == [1, 2] and s.name == "x"
     assert s.image.dtype == s.labels.dtype == torch.uint8
@@ -408,7 +145,7 @@ def make_tree(root, layout, names=("2", "10")):
 
 
 @pytest.mark.parametrize("layout", PAIRS)
-def test_layouts(layout, tmp_path):
+def test_each_layout_is_recognised_and_read(layout, tmp_path):
     make_tree(tmp_path, layout)
     for s in (StillFolder(tmp_path), StillFolder(tmp_path, layout)):
         assert s.layout == layout and s.names == ["2", "10"] and len(s) == 2
@@ -420,7 +157,7 @@ def test_layouts(layout, tmp_path):
 
 @pytest.mark.parametrize("compressed", (False, True))
 @pytest.mark.parametrize("dtype", (np.uint8, np.uint16, np.float64))
-def test_sbd_against_scipy(tmp_path, dtype, compressed):
+def test_masks_of_sbd_equal_scipys(tmp_path, dtype, compressed):
     file = tmp_path / "inst" / "2008_000002.mat"
     save(tmp_path / "img" / "2008_000002.jpg", photo())
     file.parent.mkdir()
@@ -450,7 +187,7 @@ def make_coco(root, annotations, pictures=(7, 40), split="train2017"):
     (root / "annotations" / f"instances_{split}.json").write_text(listed)
 
 
-def test_coco(tmp_path):
+def test_coco_skips_crowds_and_puts_small_objects_in_front(tmp_path):
     crowd = {"image_id": 40, "area": 9, "iscrowd": 1, "segmentation": {"counts": [3], "size": [H, W]}}
     small = {"image_id": 7, "area": 36, "iscrowd": 0, "segmentation": [box(10, 10, 5, 5)]}
     large = {"image_id": 7, "area": 300, "iscrowd": 0, "segmentation": [box(4, 4, 19, 15), box(30, 2, 3, 3)]}
@@ -461,7 +198,7 @@ def test_coco(tmp_path):
     assert labels[12, 12] == 2 and labels[6, 6] == 1 and labels[3, 31] == 1 and labels[0, 0] == 0 and labels.max() == 2
 
 
-def test_polygons_against_point_in_polygon():
+def test_polygons_have_the_area_of_their_outlines():
     g = make_generator(0)
     for _ in range(20):
         angle = torch.rand(6, generator=g).mul(2 * math.pi).sort().values
@@ -473,7 +210,7 @@ def test_polygons_against_point_in_polygon():
         assert abs(mask.sum() - area) <= edge                                     # a pixel on either side
 
 
-def test_refusals(tmp_path):
+def test_folders_that_do_not_fit_are_refused(tmp_path):
     refused(["nowhere: expected a folder", "no such folder"], StillFolder, tmp_path / "nowhere")
     refused(["expected folders", "images + masks", "found nothing"], StillFolder, tmp_path)
     make_tree(tmp_path / "a", "folders")
@@ -491,7 +228,7 @@ def test_refusals(tmp_path):
     refused(["2.jpg: expected a frame"], StillFolder(tmp_path / "a").__getitem__, 0)
 
 
-def test_coco_refusals(tmp_path):
+def test_broken_trees_of_coco_are_refused(tmp_path):
     one = {"image_id": 7, "area": 1, "iscrowd": 0, "segmentation": [box(2, 2, 5, 5)]}
     make_coco(tmp_path, [one], pictures=(40,))
     refused(["000000000007.jpg: expected the 1 pictures", "1 of them missing"], StillFolder, tmp_path)
@@ -523,7 +260,7 @@ def test_unlabelled_pixels_are_background(tmp_path):
 
 
 # ---------------------------------------------------------------- an endless supply
-def test_stills(tmp_path, monkeypatch):
+def test_the_sampler_decodes_each_picture_once(tmp_path, monkeypatch):
     make_tree(tmp_path / "a", "folders")
     make_tree(tmp_path / "b", "ecssd")
     read, calls = stills.read_frame, []
@@ -540,16 +277,17 @@ def test_stills(tmp_path, monkeypatch):
     assert len(calls) == before and len(kept) == 4 and max(kept.still(0).labels.shape) == 20 and not fresh.kept
 
 
-def test_stills_from_memory_and_alone(tmp_path):
+def test_the_sampler_takes_stills_in_memory_and_a_single_folder(tmp_path):
     assert StillSampler([[RED, GREEN]]).sample(make_generator(0), 2, 16).frames.shape == (2, 3, 16, 16)
     make_tree(tmp_path, "folders")
     assert len(StillSampler(StillFolder(tmp_path))) == 2
     refused("stills: expected at least one, found none", StillSampler, [])
-    refused("stills: expected an object to follow, found none", StillSampler([[WHITE]]).sample, make_generator(0), 2, 16)
+    empty = StillSampler([[WHITE]])
+    refused("stills: expected an object to follow, found none", empty.sample, make_generator(0), 2, 16)
 
 
 @pytest.mark.parametrize("name, count, most", (("ecssd", 1000, 1), ("pennfudan", 170, 8)))
-def test_real_stills(data_root, name, count, most):
+def test_real_stills_are_read_and_sampled(data_root, name, count, most):
     root = data_root / name
     if not root.is_dir():
         pytest.skip(f"no {name} at {root}")
