@@ -110,9 +110,10 @@ def flatten(
     "Nested numbers as a record holds them."
     flat = {}
     for k,v in numbers.items():
-        if isinstance(v, dict): flat |= flatten(v, f"{prefix}{k}.")
-        else: flat[f"{prefix}{k}"] = v
-        if isinstance(v, list): flat[f"{prefix}{k}"] = {f"round-{i:02d}":x for i,x in enumerate(v)}
+        name = f"{prefix}{k}"
+        if isinstance(v, dict): flat |= flatten(v, f"{name}.")
+        elif isinstance(v, list): flat[name] = {f"round-{i:02d}":x for i,x in enumerate(v)}
+        else: flat[name] = v
     return flat
 
 def nested(

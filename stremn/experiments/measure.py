@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UNBOUNDED', 'BELADY', 'POLICIES', 'ChameleonEval', 'held_out_clips', 'belady', 'frame_scores', 'trained_how',
            'evaluate_chameleon', 'running_mean', 'VideoEval', 'video_segmenter', 'follow_video', 'evaluate_videos',
-           'PredictionEval', 'prediction_test_clips', 'measure_prediction', 'count_parameters']
+           'PredictionEval', 'prediction_test_clips', 'measure_prediction']
 
 # %% ../../nbs/library/81_experiments.measure.ipynb #2f174151
 import math
@@ -404,6 +404,10 @@ def prediction_test_clips(
     return torch.stack([clip.frames for clip in clips]),[clip.name for clip in clips]
 
 # %% ../../nbs/library/81_experiments.measure.ipynb #a793d31e
+def count_parameters(model:nn.Module)->int: # Its weights
+    "How many numbers a network has learned."
+    return sum(p.numel() for p in model.parameters())
+
 def find_predictor(
     name:str, # What `load` accepts, or one of `WEIGHTLESS`
 )->nn.Module:
@@ -456,7 +460,3 @@ def measure_prediction(
     device = device_name(next((p.device for p in model.parameters()), "cpu"))
     return Record(name or Path(c.weights).stem, means, config, c.seed, time.perf_counter()-began,
                   clips=each, device=device),scores
-
-def count_parameters(model:nn.Module)->int: # Its weights
-    "How many numbers a network has learned."
-    return sum(p.numel() for p in model.parameters())

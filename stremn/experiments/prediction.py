@@ -70,7 +70,7 @@ def recipe_of(
     if protocol not in ("tiny", "small"):                          # the paper's size
         if name not in ("prediction", "prediction-without"):
             raise StremnError("network: expected prediction or prediction-without at the size of "
-                              f"{protocol}, found {name}; the others are as small as the small ones")
+                              f"{protocol}, found {name}; the others have the small sizes only")
         model = replace(training.model, memory=model.memory)
     steps = round(network.pace*recipe.steps)
     return Recipe(f"{protocol}-{name}", shorten(replace(training, model=model), steps), how)

@@ -6,7 +6,7 @@
 __all__ = ['KEPT_EVAL', 'CELLS', 'LoggedDecision', 'logged_rule', 'Trace', 'fill', 'iou_matrix', 'assemble', 'trace_batch',
            'trace', 'trace_video', 'distances', 'distance_histogram', 'expected_distances', 'held_modes',
            'distinct_modes', 'kept_measures', 'spearman', 'auc_pairs', 'at_decisions', 'score_follows',
-           'eviction_targets', 'fingerprint', 'kept_config', 'measure_kept_frames', 'run_kept', 'by_clip',
+           'eviction_targets', 'fingerprint', 'kept_rows', 'measure_kept_frames', 'measure_kept_row', 'by_clip',
            'entering_slots', 'replay', 'timeline_record', 'histories']
 
 # %% ../../nbs/lessons/09_experiments.trace.ipynb #b88dae32
@@ -14,27 +14,28 @@ import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache, wraps
-from pathlib import Path
+from functools import cache
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..config import to_json
-from ..core import check, device_name, make_generator
-from ..data.clips import Batch, Clip, collate, one_hot_objects
-from .measure import UNBOUNDED, ChameleonEval, held_out_clips
-from ..memory.bank import directed_similarity
-from ..memory.rules import RULES, Request, Selector, find_rule
+from ..core import StremnError, check, device_name, make_generator
+from ..data.clips import Batch, Clip, collate
+from .grid import Row
+from stremn.experiments.measure import (
+    ChameleonEval, check_clips, evaluating, held_out_clips, policy_for, shared_clips, step_clips,
+)
+from ..memory.bank import UpdatePolicy, directed_similarity
+from ..memory.rules import RULES, Request, Rule, Selector, find_rule
 from ..memory.update import Memory
 from ..metrics.vos import jaccard
-from ..models.hub import find_weights, load
+from ..models.hub import find_weights
 from ..models.vos import VOSModel
-from ..results import Record, stored_record
-from ..vos.stream import VideoSegmenter, borrowed
+from ..results import Record
+from ..vos.stream import VideoSegmenter
 
 # %% ../../nbs/lessons/09_experiments.trace.ipynb #07bffc05
 class LoggedDecision(NamedTuple):
@@ -46,27 +47,37 @@ class LoggedDecision(NamedTuple):
     looks:Tensor      # (V,n) Eq. 1 on the keys the memory is read with; NaN where the slot may not go
 
 def logged_rule(
-    rule:Selector,    # Any rule
-    log:list[LoggedDecision],   # Grows by one entry at each decision
+    rule:str|Rule|Selector,   # Any rule
+    log:list[LoggedDecision], # Grows by one entry at each decision
     weigh:bool=True,  # Compute both similarities, even if the rule does not ask for them?
     held:bool=False,  # Is it the previous latest frame that asks (`latest="held"`)?
-)->Selector:          # Answers as `rule` does
+)->Rule:              # Answers as `rule` does
     "A rule that writes down what it is asked and what it answers."
-    @wraps(rule)                                                             # keeps attributes such as its capacity
+    rule = find_rule(rule)
     def note(r:Request)->Tensor:
         r = r._replace(learned=cache(r.learned), appearance=cache(r.appearance))
-        a = rule(r)                                                          # first: it draws what it always draws
+        a = rule.select(r)                             # first: it draws what it always draws
         nothing = torch.full(r.frames.shape, torch.nan, device=r.frames.device)
-        learned,looks = ((f().detach().float() if weigh else nothing).masked_fill(~r.candidates, torch.nan)
-                         for f in (r.learned, r.appearance))
+        def scores(f):
+            found = f().detach().float() if weigh else nothing
+            return found.masked_fill(~r.candidates, torch.nan)
         asks = r.frames.amax(1) if held else torch.full_like(r.frames[:,0], r.t)
-        log.append(LoggedDecision(r.t, asks, torch.where(a.sum(1)>.5, a.argmax(1), -1), learned, looks))
+        slot = torch.where(a.sum(1)>.5, a.argmax(1), -1)
+        log.append(LoggedDecision(r.t, asks, slot, scores(r.learned), scores(r.appearance)))
         return a
-    return note
+    return replace(rule, select=note)
 
 # %% ../../nbs/lessons/09_experiments.trace.ipynb #0742072a
 class Trace(NamedTuple):
-    "What a memory held after every frame of N clips of T frames, and what was weighed when a template had to go."
+    """What a memory held after every frame, and what was weighed when a template had to go.
+
+    N clips of T frames, K slots. The fields are tensors on the CPU; their shapes stand at each.
+
+    Example:
+        >>> found = trace(stremn.load("vos-tiny"), clips, "learned", slots=4)
+        >>> found.frames[0,-1]                   # frames that clip 0 ends with, one a slot
+        tensor([ 0, 20, 58, 59])
+    """
     names:tuple[str,...] # Clips
     frames:Tensor  # (N,T,K) long, frame in each slot after step t; -1 while empty
     slot:Tensor    # (N,T) long, slot whose template had to go at step t; -1: none had to
@@ -90,19 +101,21 @@ def fill(
     learned,looks = (torch.full((V, t, K), torch.nan, device=like.device) for _ in range(2))
     for s in log:
         n = s.learned.shape[1]
-        slot[:,s.t],asks[:,s.t],learned[:,s.t,:n],looks[:,s.t,:n] = s.slot,s.asks,s.learned,s.looks
+        slot[:,s.t],asks[:,s.t] = s.slot,s.asks
+        learned[:,s.t,:n],looks[:,s.t,:n] = s.learned,s.looks
     return slot,asks,learned,looks
 
+# %% ../../nbs/lessons/09_experiments.trace.ipynb #53f5181c
 def iou_matrix(
     masks:Tensor, # (V,T,H,W) bool
 )->Tensor:        # (V,T,T); two empty masks are equal: 1
     "Intersection over union of every frame's mask with every other's."
     m = masks.flatten(2).float()                                             # (V,T,P)
-    both,area = m@m.transpose(1, 2),m.sum(2)                                 # (V,T,T), (V,T)
+    both = m@m.transpose(1, 2)                                               # (V,T,T)
+    area = m.sum(2)                                                          # (V,T)
     either = area[:,:,None]+area[:,None]-both
     return torch.where(either>0, both/either.clamp_min(1), 1.)
 
-# %% ../../nbs/lessons/09_experiments.trace.ipynb #53f5181c
 def assemble(
     names:Sequence[str],  # V clips
     held:list[Tensor],    # T times (V,n) long, frame in each slot; n grows while the memory fills
@@ -114,52 +127,61 @@ def assemble(
     K:int,                # Slots to make room for
 )->Trace:
     "Put a trace together from what was noted on the way."
-    frames = torch.stack([F.pad(h, (0, K-h.shape[1]), value=-1) for h in held], 1)            # (V,T,K)
-    alike = directed_similarity(memory.keys).float()                                                      # (V,n,n)
-    alike = alike.masked_fill(torch.eye(memory.slots, dtype=torch.bool, device=alike.device), torch.nan)
+    frames = torch.stack([F.pad(h, (0, K-h.shape[1]), value=-1) for h in held], 1)       # (V,T,K)
+    alike = directed_similarity(memory.keys).float()                                     # (V,n,n)
+    itself = torch.eye(memory.slots, dtype=torch.bool, device=alike.device)
+    alike = alike.masked_fill(itself, torch.nan)
     alike = F.pad(alike, (0, K-memory.slots, 0, K-memory.slots), value=torch.nan)
     if modes is None: modes = torch.full(frames.shape[:2], -2)
     scores = jaccard(masks[:,1:-1], truth[:,1:-1]).float()
-    made = (frames, *fill(len(held), K, log, frames[:,0]), iou_matrix(masks), modes, alike, scores)
-    return Trace(tuple(names), *(x.detach().cpu() for x in made))
-
-@torch.no_grad()
-def trace_batch(
-    model:VOSModel,       # Network, under a watched policy
-    b:Batch,              # V clips with one object each
-    generator:torch.Generator, # Source of all randomness
-)->tuple[list[Tensor],Tensor,Memory]: # T times (V,n) frames held; (V,T,H,W) masks; the memory at the end
-    "Step through clips; look after every step."
-    known,memories,held,masks = one_hot_objects(b.labels[:,0], [1]),(),[],[]                  # known: (V,1,H,W)
-    for t in range(b.frames.shape[1]):
-        logits,memories = model.step(memories, b.frames[:,t], t, None if t else known, b.valid, generator)
-        held.append(memories[0].frames)
-        masks.append(logits.argmax(1)==1 if t else known[:,0]>.5)
-    return held,torch.stack(masks, 1),memories[0]
+    decisions = fill(len(held), K, log, frames[:,0])
+    parts = (frames, *decisions, iou_matrix(masks), modes, alike, scores)
+    return Trace(tuple(names), *(x.detach().cpu() for x in parts))
 
 # %% ../../nbs/lessons/09_experiments.trace.ipynb #34bf4c15
+def trace_batch(
+    model:VOSModel,       # Network
+    b:Batch,              # V clips with one object each
+    policy:UpdatePolicy,  # How to forget; its rule writes down what it decides
+    generator:torch.Generator, # Source of all randomness
+)->tuple[list[Tensor],Tensor,Memory]: # T times (V,n) frames held; (V,T,H,W) masks; the memory at the end
+    "Step through clips, and note after every step what the memory holds."
+    held,masks,memory = [],[b.labels[:,0]==1],None
+    for logits,memories in step_clips(model, b, policy, generator):
+        memory = memories[0]
+        held.append(memory.frames)
+        if logits is not None: masks.append(logits.argmax(1)==1)
+    return held,torch.stack(masks, 1),memory
+
 def trace(
     model:VOSModel,       # Network
     clips:Sequence[Clip], # N clips of equal shape; their first object is followed
     policy:str="learned", # Key of RULES, or "unbounded"
     slots:int=4,          # K; ignored by "unbounded"
-    seed:int=0,           # Of the policies that draw lots
-    batch:int=10,         # Clips side by side; with lots, another number draws other lots
+    seed:int=0,           # Of the policies that draw at random
+    batch:int=10,         # Clips side by side; it changes what is drawn at random
     weigh:bool=True,      # Note both similarities at each decision?
-)->Trace:
-    "Run a policy over clips and watch the memory."
-    check(len(clips)>0 and batch>0, f"expected a clip or more in batches of 1 or more, found {len(clips)}, {batch}")
-    T,parts,device = len(clips[0].frames),[],next(model.parameters()).device
-    check(T>2, f"clips: expected at least 3 frames, found {T}")
-    rule,K = (RULES["oldest"],None) if policy==UNBOUNDED else (find_rule(policy),slots)
+)->Trace:                 # See there
+    "Run a policy over clips and note what the memory holds and decides (see `Trace`)."
+    check_clips(clips, batch)
+    T = len(clips[0].frames)
+    device = next(model.parameters()).device
+    parts = []
     for i in range(0, len(clips), batch):
-        some,log = clips[i:i+batch],[]
+        some = clips[i:i+batch]
+        log = []
         b = collate(some, 1).to(device)
-        modes = None if any(c.modes is None for c in some) else torch.stack([c.modes[:,0] for c in some])
-        with borrowed(model, logged_rule(rule, log, weigh, model.config.bank.latest=="held"), K):
-            held,masks,memory = trace_batch(model, b, make_generator(seed+i))
-        parts.append(assemble([c.name for c in some], held, log, masks, b.labels==1, memory, modes, K or T))
-    return Trace(sum((p.names for p in parts), ()), *(torch.cat(x) for x in zip(*(p[1:] for p in parts))))
+        known = all(c.modes is not None for c in some)
+        modes = torch.stack([c.modes[:,0] for c in some]) if known else None
+        how = policy_for(model, policy, slots)
+        how = how.but(logged_rule(how.rule, log, weigh, how.latest=="held"))
+        with evaluating(model):
+            held,masks,memory = trace_batch(model, b, how, make_generator(seed+i))
+        K = int(min(how.slots, T))
+        names = [c.name for c in some]
+        parts.append(assemble(names, held, log, masks, b.labels==1, memory, modes, K))
+    names = tuple(name for p in parts for name in p.names)
+    return Trace(names, *(torch.cat(x) for x in zip(*(p[1:] for p in parts))))
 
 # %% ../../nbs/lessons/09_experiments.trace.ipynb #c505e6da
 @torch.no_grad()
@@ -168,20 +190,23 @@ def trace_video(
     clip:Clip,            # Of any size; its first object is followed
     policy:str="learned", # Key of RULES
     slots:int=4,          # K
-    seed:int=0,           # Of the policies that draw lots
+    seed:int=0,           # Of the policies that draw at random
     weigh:bool=True,      # Note both similarities at each decision?
 )->Trace:                 # N = 1
     "Stream one video through `VideoSegmenter` and watch the memory."
-    check(len(clip.frames)>2 and clip.ids, f"clip {clip.name!r}: expected at least 3 frames and an object")
-    log,truth,held,masks = [],clip.masks==clip.ids[0],[],[]
-    rule = logged_rule(find_rule(policy), log, weigh, model.config.bank.latest=="held")
+    if len(clip.frames)<3 or not clip.ids:
+        raise StremnError(f"clip {clip.name!r}: expected at least 3 frames and an object")
+    log,held,masks = [],[],[]
+    truth = clip.masks==clip.ids[0]
+    rule = logged_rule(policy, log, weigh, model.bank.policy.latest=="held")
     segmenter = VideoSegmenter(model, rule, slots, next(model.parameters()).device.type, seed)
     for t,frame in enumerate(clip.frames):
         masks.append(segmenter.step(frame, None if t else truth[0].long())==1)
         held.append(segmenter.state.memories[0].frames)
     modes = None if clip.modes is None else clip.modes[None,:,0]
-    return assemble([clip.name], held, log, torch.stack(masks)[None], truth[None], segmenter.state.memories[0], modes,
-                    slots)
+    memory = segmenter.state.memories[0]
+    found = torch.stack(masks)[None]
+    return assemble([clip.name], held, log, found, truth[None], memory, modes, slots)
 
 # %% ../../nbs/lessons/09_experiments.trace.ipynb #9a723e02
 def distances(
@@ -216,18 +241,18 @@ def expected_distances(
     frames:int,     # T
     slots:int,      # K, the pinned first frame included; every other slot competes
 )->Tensor:          # (T,) float64, expected number of templates t frames before a query, all queries of a clip
-    "What rules that look at nothing do to d[t], computed exactly."
-    check(policy in ("oldest", "random", "reservoir"),
-          f"policy: expected 'oldest', 'random' or 'reservoir', found {policy!r}")
+    "What rules that ignore the frames' content do to d[t], computed exactly."
+    if policy not in ("oldest", "random", "reservoir"):
+        raise StremnError(f"policy: expected 'oldest', 'random' or 'reservoir', found {policy!r}")
     check(slots>1, f"slots: expected 2 or more, found {slots}")
     T,m = frames,slots-1
     q = torch.arange(1, T, dtype=torch.float64)[:,None]                      # (T-1,1) queries
     t = torch.arange(T, dtype=torch.float64)                                 # (T,)
     f = q-t                                                                  # frame that lies t before query q
     evictions = (q-1-f.clamp_min(m)).clamp_min(0)                            # steps max(f,m)+1 .. q-1 were full
-    there = {"oldest":(t<=m).double().expand_as(f), "random":(1-1/m)**evictions,
-             "reservoir":(m/q.sub(1).clamp_min(1)).clamp_max(1).expand_as(f)}[policy]
-    return (there*((f>0) & (t>1))).sum(0)
+    kept = {"oldest":(t<=m).double().expand_as(f), "random":(1-1/m)**evictions,
+            "reservoir":(m/q.sub(1).clamp_min(1)).clamp_max(1).expand_as(f)}[policy]
+    return (kept*((f>0) & (t>1))).sum(0)
 
 # %% ../../nbs/lessons/09_experiments.trace.ipynb #52bf2f37
 def held_modes(
@@ -243,7 +268,8 @@ def distinct_modes(
 )->Tensor: # (N,T) long, number of different visible modes among the held frames
     "How many appearances of the target the memory knows after each step."
     modes = held_modes(trace)
-    return sum((modes==m).any(2).long() for m in range(int(trace.modes.max())+1)) + torch.zeros_like(trace.slot)
+    counts = [(modes==m).any(2).long() for m in range(int(trace.modes.max())+1)]
+    return sum(counts, torch.zeros_like(trace.slot))
 
 def kept_measures(
     trace:Trace,
@@ -251,16 +277,19 @@ def kept_measures(
 )->dict[str,list[float]]: # Name -> one number per clip
     "What a memory keeps, clip by clip: distances, how many modes, how alike."
     d = distances(trace.frames).double()                                     # (N,T)
-    share,t = d/d.sum(1, keepdim=True).clamp_min(1),torch.arange(d.shape[1])
+    share = d/d.sum(1, keepdim=True).clamp_min(1)
+    t = torch.arange(d.shape[1])
     out = {"J":trace.scores.mean(1), "reach":(share*t).sum(1)}
     for lo,hi in zip(edges, (*edges[1:], len(t))):
-        out[f"d{lo:02d}+" if hi==len(t) else f"d{lo:02d}-{hi-1:02d}"] = share[:,lo:hi].sum(1)
+        name = f"d{lo:02d}+" if hi==len(t) else f"d{lo:02d}-{hi-1:02d}"
+        out[name] = share[:,lo:hi].sum(1)
     if (trace.modes>-2).all():
-        distinct,last = distinct_modes(trace),trace.frames.shape[2]
+        distinct = distinct_modes(trace)
+        K = trace.frames.shape[2]
         hidden = (held_modes(trace)==-1).sum(2)                              # (N,T)
-        out |= {"distinct":distinct[:,-1], "distinct_mean":distinct[:,last:].double().mean(1),
-                "hidden_mean":hidden[:,last:].double().mean(1),
-                "seen":torch.tensor([len({m for m in row if m>=0}) for row in trace.modes.tolist()])}
+        seen = [len({m for m in row if m>=0}) for row in trace.modes.tolist()]
+        out |= {"distinct":distinct[:,-1], "distinct_mean":distinct[:,K:].double().mean(1),
+                "hidden_mean":hidden[:,K:].double().mean(1), "seen":torch.tensor(seen)}
     out["alike"] = trace.alike.flatten(1).nanmean(1).nan_to_num(1.)
     return {k:[float(x) for x in v] for k,v in out.items()}
 
@@ -271,7 +300,7 @@ def spearman(
 )->Tensor:    # (...) float64 rank correlation over the last axis, ties at their mean rank; NaN where it says nothing
     "Rank correlation of two rows; entries missing in either are left out."
     x,y = (a.double().masked_fill(x.isnan() | y.isnan(), torch.nan) for a in (x, y))
-    def ranks(a):                                                            # NaN is neither less nor equal
+    def ranks(a):                                                  # NaN is neither less nor equal
         less = (a[...,None,:]<a[...,:,None]).sum(-1)
         equal = (a[...,None,:]==a[...,:,None]).sum(-1)
         r = (less+(equal+1)/2).double().masked_fill(a.isnan(), torch.nan)
@@ -285,8 +314,8 @@ def auc_pairs(
     yes:Tensor,   # (...,n) bool
 )->tuple[Tensor,Tensor]: # (...) pairs won by a yes against a no, a tie counts half; (...) pairs
     "Within each row: how often does a yes score higher than a no?"
-    there = ~score.isnan()
-    pair = (yes & there)[...,:,None] & (~yes & there)[...,None,:]            # (...,n,n) i yes, j no
+    known = ~score.isnan()
+    pair = (yes & known)[...,:,None] & (~yes & known)[...,None,:]  # (...,n,n) i yes, j no
     a,b = score[...,:,None],score[...,None,:]
     return (((a>b)+.5*(a==b))*pair).sum((-2, -1)),pair.sum((-2, -1))
 
@@ -296,13 +325,17 @@ def at_decisions(
 )->tuple[Tensor,Tensor,Tensor]: # (N,T,K) age of each slot's template; overlap with the frame that asks; same mode?
     "What each slot held when a decision was made, seen from the frame that asked."
     before = F.pad(trace.frames, (0, 0, 1, 0), value=-1)[:,:-1]              # (N,T,K)
-    asks,old = trace.asks.clamp_min(0),before.clamp_min(0)
-    rows = trace.overlap.gather(1, asks[:,:,None].expand_as(trace.overlap))  # (N,T,T) masks against the asking one
-    there = (trace.asks>=0)[:,:,None] & (before>=0)
-    age,overlap = (x.double().masked_fill(~there, torch.nan) for x in (asks[:,:,None]-before, rows.gather(2, old)))
+    asks = trace.asks.clamp_min(0)
+    old = before.clamp_min(0)
+    asking = asks[:,:,None].expand_as(trace.overlap)
+    rows = trace.overlap.gather(1, asking)                                   # (N,T,T) IoU with it
+    known = (trace.asks>=0)[:,:,None] & (before>=0)
+    def where_known(x): return x.double().masked_fill(~known, torch.nan)
+    age = where_known(asks[:,:,None]-before)
+    overlap = where_known(rows.gather(2, old))
     mode = trace.modes.gather(1, asks)[:,:,None]                             # (N,T,1)
     modes = trace.modes[:,None].expand_as(trace.overlap).gather(2, old)      # (N,T,K)
-    return age,overlap,there & (mode>=0) & (modes==mode)
+    return age,overlap,known & (mode>=0) & (modes==mode)
 
 def _mean(x)->list[float]:
     "Mean of each clip over what is there; NaN where nothing is."
@@ -313,11 +346,14 @@ def score_follows(
 )->dict[str,list[float]]: # Name -> one number per clip, NaN where a clip cannot say; rank correlations and AUCs
     "What the learned score ranks candidates by, within decisions."
     age,overlap,same = at_decisions(trace)
-    s,visible = trace.learned.double(),(trace.modes.gather(1, trace.asks.clamp_min(0))>=0)[:,:,None]
+    s = trace.learned.double()
+    visible = (trace.modes.gather(1, trace.asks.clamp_min(0))>=0)[:,:,None]
     within = s.masked_fill(~same, torch.nan)
     things = {"looks":trace.looks.double(), "age":age, "overlap":overlap}
     out = {k:_mean(spearman(s, v)) for k,v in things.items()}
-    for k,v in (("mode", s), ("mode_by_looks", things["looks"]), ("mode_by_age", -age), ("mode_by_overlap", overlap)):
+    ranked = {"mode":s, "mode_by_looks":things["looks"], "mode_by_age":-age,
+              "mode_by_overlap":overlap}
+    for k,v in ranked.items():
         won,pairs = auc_pairs(v.masked_fill(~visible | s.isnan(), torch.nan), same)
         out[k] = (won.sum(1)/pairs.sum(1)).tolist()
     return out | {f"{k}_same_mode":_mean(spearman(within, v)) for k,v in things.items()}
@@ -326,73 +362,66 @@ def score_follows(
 def eviction_targets(
     trace:Trace,
 )->dict[str,list[float]]: # Name -> one number per clip: the share of decisions in which such a template went
-    "Who is thrown out: the newest, the oldest, the most similar looking, one of the mode being shown?"
+    "Which template is replaced: the newest, oldest or most similar one, one of the mode shown?"
     age,_,same = at_decisions(trace)
     age = age.masked_fill(trace.looks.isnan(), torch.nan)                    # candidates only
-    gone,went = trace.slot.clamp_min(0)[:,:,None],trace.slot>=0
-    best = {"newest":(-age).nan_to_num(-torch.inf), "oldest":age.nan_to_num(-torch.inf),
-            "most_similar":trace.looks.nan_to_num(-torch.inf)}
-    hit = {k:v.argmax(2)==gone[:,:,0] for k,v in best.items()} | {"same_mode":same.gather(2, gone)[:,:,0]}
-    return {f"goes_{k}":_mean(torch.where(went, v.double(), torch.nan)) for k,v in hit.items()}
+    slot = trace.slot.clamp_min(0)[:,:,None]
+    replaced = trace.slot>=0
+    merit = {"newest":(-age).nan_to_num(-torch.inf), "oldest":age.nan_to_num(-torch.inf),
+             "most_similar":trace.looks.nan_to_num(-torch.inf)}
+    hit = {k:v.argmax(2)==slot[:,:,0] for k,v in merit.items()}
+    hit["same_mode"] = same.gather(2, slot)[:,:,0]
+    return {f"goes_{k}":_mean(torch.where(replaced, v.double(), torch.nan)) for k,v in hit.items()}
 
 # %% ../../nbs/lessons/09_experiments.trace.ipynb #a061fc99
-KEPT_EVAL = ChameleonEval(clips=24)                                                                   # what the study runs on
+KEPT_EVAL = ChameleonEval(clips=24) # what the study runs on
 CELLS = (*(("learned", k) for k in range(3, 8)), *((p, 4) for p in RULES if p!="learned")) # (policy, K)
 
 def fingerprint(
-    weights:str|Path, # What `stremn.load` accepts
-)->str:               # 12 hex digits
+    weights:str, # What `stremn.load` accepts
+)->str:          # 12 hex digits
     "Which weights exactly: other bytes, another fingerprint."
     return hashlib.sha256(find_weights(weights).read_bytes()).hexdigest()[:12]
 
-def kept_config(
-    c:ChameleonEval,     # Which clips, policy, K
-    mark:str="",        # Fingerprint of the weights
-)->dict:                # Goes into the record
-    "Everything that fixes a cell of the study."
-    return to_json(c) | {"fingerprint":mark, "batch":10, "study":"kept"}
-
-def measure_kept_frames(
-    model:VOSModel,                 # Network
-    c:ChameleonEval,                 # Which clips, policy, K; its seed is the seed of the weights and of the lots
-    clips:Sequence[Clip]|None=None, # Its clips; None: made anew
-    mark:str="",                    # Fingerprint of the weights
-)->Record:
-    "One cell: what one policy keeps with K slots, clip by clip."
-    began,clips = time.perf_counter(),held_out_clips(c) if clips is None else clips
-    learned = c.policy=="learned"
-    tr = trace(model, clips, c.policy, c.slots, c.seed, weigh=learned)
-    found = kept_measures(tr) | (score_follows(tr) | eviction_targets(tr) if learned else {})
-    each = {k:{n:round(v, 5) for n,v in zip(tr.names, values) if v==v} for k,values in found.items()}
-    means = {k:sum(v.values())/len(v) for k,v in each.items() if v}
-    pooled = {f"d{t:03d}":round(float(v), 7) for t,v in enumerate(distance_histogram(tr.frames)) if t>1}
-    device = device_name(next(model.parameters()).device)
-    return Record(f"{c.policy}-K{c.slots}", means | pooled, kept_config(c, mark), c.seed, time.perf_counter()-began,
-                  clips={k:v for k,v in each.items() if v}, device=device)
+def kept_rows(
+    weights:str,                    # What `stremn.load` accepts; its bytes go into the records as a fingerprint
+    c:ChameleonEval=KEPT_EVAL,      # Which clips
+    cells:Sequence[tuple[str,int]]=CELLS, # (policy, K)
+)->list[Row]:
+    "The rows of the study of kept frames, for one set of weights."
+    note = {"fingerprint":fingerprint(weights), "batch":10, "study":"kept"}
+    return [Row(f"{policy}-K{K}", str(weights), replace(c, policy=policy, slots=K), None, note)
+            for policy,K in cells]
 
 # %% ../../nbs/lessons/09_experiments.trace.ipynb #27393505
-def run_kept(
-    weights:dict[int,str|Path],     # Seed of a training run -> what `stremn.load` accepts
-    out:Path|str,                   # Folder of the records
-    progress:bool=True,             # Show a bar?
-    c:ChameleonEval=KEPT_EVAL,            # Which clips
-    cells:Sequence[tuple[str,int]]=CELLS,  # (policy, K)
-)->list[Record]:                    # In the order of seeds and cells, old ones included
-    "Measure what is not measured yet: every cell for every set of weights."
-    out,clips,records = Path(out),None,[]
-    bar = tqdm([(s, *cell) for s in weights for cell in cells], disable=not progress, unit="cell")
-    model,mark,ready = None,"",None
-    for seed,policy,slots in bar:
-        bar.set_description(f"seed {seed}: {policy}, K={slots}")
-        if ready!=seed: model,mark,ready = None,fingerprint(weights[seed]),seed
-        own = replace(c, weights=Path(weights[seed]).stem, policy=policy, slots=slots, seed=seed)
-        old = stored_record(out, f"{policy}-K{slots}", seed)
-        if old is None or old.config!=kept_config(own, mark):
-            model,clips = load(weights[seed]) if model is None else model,held_out_clips(c) if clips is None else clips
-            old = measure_kept_frames(model, own, clips, mark)
-            old.save(out)
-        records.append(old)
-    return records
+def measure_kept_frames(
+    model:VOSModel,                 # Network
+    c:ChameleonEval,                # Which clips, policy, K; its seed is that of the weights and of random draws
+    clips:Sequence[Clip]|None=None, # Its clips; None: made anew
+)->Record:
+    "What one policy keeps with K slots, clip by clip."
+    began = time.perf_counter()
+    if clips is None: clips = held_out_clips(c)
+    learned = c.policy=="learned"
+    tr = trace(model, clips, c.policy, c.slots, c.seed, weigh=learned)
+    found = kept_measures(tr)
+    if learned: found |= score_follows(tr) | eviction_targets(tr)
+    def known(values): return {n:round(v, 5) for n,v in zip(tr.names, values) if v==v}
+    each = {k:known(values) for k,values in found.items() if known(values)}
+    means = {k:sum(v.values())/len(v) for k,v in each.items()}
+    histogram = distance_histogram(tr.frames)
+    pooled = {f"d{t:03d}":round(float(v), 7) for t,v in enumerate(histogram) if t>1}
+    device = device_name(next(model.parameters()).device)
+    return Record(f"{c.policy}-K{c.slots}", means | pooled, to_json(c), c.seed,
+                  time.perf_counter()-began, clips=each, device=device)
+
+def measure_kept_row(
+    row:Row,        # From `kept_rows`
+    seed:int,       # Of the weights and of random draws
+    model:VOSModel, # The row's network
+)->Record:
+    "One number of the study, for `experiments.grid.run`."
+    return measure_kept_frames(model, row.at(seed), shared_clips(row.test))
 
 # %% ../../nbs/lessons/09_experiments.trace.ipynb #2f5119c0
 def by_clip(
@@ -411,8 +440,9 @@ def entering_slots(
 )->list[int]:      # (T,) slot that each frame went into; -1: not stored
     "A history as one number a frame."
     slots = [row.index(t) if t in row else -1 for t,row in enumerate(frames.tolist())]
-    check(torch.equal(replay(slots, frames.shape[1]), frames),
-          "frames: expected a history in which every frame enters at its own step and stays in its slot, found another")
+    if not torch.equal(replay(slots, frames.shape[1]), frames):
+        raise StremnError("frames: expected a history in which every frame enters at its own step "
+                          "and stays in its slot, found another")
     return slots
 
 def replay(
@@ -422,7 +452,8 @@ def replay(
     "The history again."
     held,out = [-1]*K,[]
     for t,k in enumerate(slots):
-        check(-1<=k<K, f"slots: expected numbers from -1 to {K-1}, found {k} at frame {t}")
+        if not -1<=k<K:
+            raise StremnError(f"slots: expected numbers from -1 to {K-1}, found {k} at frame {t}")
         if k>=0: held[k] = t
         out.append(list(held))
     return torch.tensor(out).reshape(-1, K)
@@ -432,20 +463,23 @@ def timeline_record(
     name:str,              # Of the video; the record's name
     traces:dict[str,Trace],# Policy -> trace; the clip of this name in each
     config:dict,           # What was run; holds "protocol"
-    seed:int=0,            # Of the weights and of the lots
+    seed:int=0,            # Of the weights and of random draws
     seconds:float=0.,      # It took
 )->Record:                 # One number a frame and policy
     "Which slot every frame of one video went into, for several policies; J and likeness as metrics."
     logs,numbers,sizes = {},{},{}
     for policy,tr in traces.items():
         i = tr.names.index(name)
-        logs[policy],sizes[policy] = entering_slots(tr.frames[i]),tr.frames.shape[2]
-        numbers |= {f"J_{policy}":float(tr.scores[i].mean()), f"alike_{policy}":float(tr.alike[i].nanmean())}
-    return Record(name, numbers, to_json(config) | {"held":sizes}, seed, seconds,
-                  clips={p:{f"{t:04d}":k for t,k in enumerate(log)} for p,log in logs.items()})
+        logs[policy] = entering_slots(tr.frames[i])
+        sizes[policy] = tr.frames.shape[2]
+        numbers[f"J_{policy}"] = float(tr.scores[i].mean())
+        numbers[f"alike_{policy}"] = float(tr.alike[i].nanmean())
+    clips = {p:{f"{t:04d}":k for t,k in enumerate(log)} for p,log in logs.items()}
+    return Record(name, numbers, to_json(config) | {"held":sizes}, seed, seconds, clips=clips)
 
 def histories(
     record:Record, # From `timeline_record`
 )->dict[str,Tensor]: # Policy -> (T,K) long
     "The timelines in a record."
-    return {p:replay([int(log[t]) for t in sorted(log)], record.config["held"][p]) for p,log in record.clips.items()}
+    held = record.config["held"]
+    return {p:replay([int(log[t]) for t in sorted(log)], held[p]) for p,log in record.clips.items()}

@@ -41,7 +41,7 @@ def threads(
 def stopwatch(
     device:torch.device, # Where the work is done
 )->Callable:             # () -> seconds
-    "Computing time of this process on a CPU with one thread; else wall time, after the GPU is done."
+    "Computing time of this process on a CPU with one thread; else wall time, the GPU included."
     if device.type!="cuda":
         return time.process_time if torch.get_num_threads()==1 else time.perf_counter
     def now():
