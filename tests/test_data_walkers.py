@@ -9,12 +9,16 @@ import torch.nn.functional as F
 
 from stremn.core import StremnError
 from stremn.config import to_json
-from stremn.data.walkers import ACTIONS, GAITS, JOINTS, LUMA, PARTS, PROTOCOLS, SCENARIOS, TEST_PEOPLE, TRAIN_PEOPLE, WalkersConfig, capsule, go, limb, look, paint, person, reach, scenery, script, stand, walkers, walkers_batch, tint, track, window
+from stremn.data.walkers import (
+    ACTIONS, GAITS, JOINTS, LUMA, PARTS, SCENARIOS, TEST_PEOPLE, TRAIN_PEOPLE, WALKERS_PRESETS, WalkersConfig, capsule,
+    draw_script, limb, moving_pose, paint_clip, person, reach, scenery, standing_pose, tint, track, view_scenery,
+    walkers, walkers_batch, window,
+)
 
 SMALL = WalkersConfig(frames=5, size=16)
 WORLDS = [SMALL, replace(SMALL, colour=True), replace(SMALL, size=17, pole=1.), replace(SMALL, scenarios=("scale",)),
           replace(SMALL, frames=1, size=4), replace(SMALL, noise=0., texture=0.), replace(SMALL, tempo=5., aspect=1.),
-          replace(PROTOCOLS["colour-4-4"], size=12)]
+          replace(WALKERS_PRESETS["colour-4-4"], size=12)]
 
 
 def same(a, b):
@@ -53,13 +57,13 @@ def test_what_seed_7_1_has_always_shown():
         torch.testing.assert_close(F.avg_pool2d(c.frames[8], 16).flatten(), torch.tensor(pooled), rtol=0, atol=3e-4)
 
 
-def test_kth_split_and_protocols():
+def test_people_actions_and_settings_are_those_of_kth():
     assert TRAIN_PEOPLE == tuple(range(1, 17)) and TEST_PEOPLE == tuple(range(17, 26))
     assert len(ACTIONS) == 6 and len(SCENARIOS) == 4
-    grey, colour = PROTOCOLS["grey-10-20"], PROTOCOLS["colour-4-4"]
+    grey, colour = WALKERS_PRESETS["grey-10-20"], WALKERS_PRESETS["colour-4-4"]
     assert (grey.frames, grey.size, grey.people, grey.colour) == (30, 64, TRAIN_PEOPLE, False)
     assert (colour.frames, colour.colour, colour.actions) == (8, True, ("walking",))
-    scripts = [script(s, replace(SMALL, people=TEST_PEOPLE))[0] for s in range(400)]
+    scripts = [draw_script(s, replace(SMALL, people=TEST_PEOPLE))[0] for s in range(400)]
     assert {s.person for s in scripts} == set(TEST_PEOPLE)
     assert {(s.action, s.scenario) for s in scripts} == {(a, b) for a in ACTIONS for b in SCENARIOS}
     assert walkers(3, replace(SMALL, people=(20,))).name.startswith("strollers-3-person20-")
@@ -74,7 +78,8 @@ def test_people_are_themselves():
         assert all(.5 <= x <= 1.5 for x in p[:-2]) and abs(p.lean) < .1
         assert all(any(np.array_equal(o[5], o[i]) for i in (0, 2)) for o in p.clothes)      # sleeves: skin or top
     assert len({p.height for p in people}) == 40
-    held = [script(s, replace(SMALL, people=(9,), actions=("boxing",), scenarios=("outdoor",)))[0] for s in range(5)]
+    nine = replace(SMALL, people=(9,), actions=("boxing",), scenarios=("outdoor",))
+    held = [draw_script(s, nine)[0] for s in range(5)]
     assert all(np.array_equal(a.tones, held[0].tones) for a in held)
 
 
@@ -108,7 +113,7 @@ def test_bodies(action):
     phase = np.linspace(0, 2 * math.pi, 33)
     for n in (1, 8, 20, 25):
         p = person(n)
-        j = go(p, GAITS[action], phase) if action in GAITS else stand(p, action, phase)
+        j = moving_pose(p, GAITS[action], phase) if action in GAITS else standing_pose(p, action, phase)
         assert set(j) == set(JOINTS) and all(v.shape == (33, 2) and np.isfinite(v).all() for v in j.values())
         for side in ("far", "near"):
             for a, b, length in (("hip", "knee", .245 * p.leg), ("knee", "ankle", .245 * p.leg),
@@ -125,7 +130,7 @@ def test_bodies(action):
 def test_legs_change_places_after_half_a_circle():
     phase = np.linspace(0, 6, 40)
     for gait in GAITS.values():
-        a, b = go(person(3), gait, phase), go(person(3), gait, phase + math.pi)
+        a, b = moving_pose(person(3), gait, phase), moving_pose(person(3), gait, phase + math.pi)
         for joint in ("knee", "ankle", "toe", "elbow", "hand"):
             np.testing.assert_allclose(a[f"near {joint}"][:, 0], b[f"far {joint}"][:, 0], atol=1e-9)
 
@@ -148,8 +153,8 @@ def test_walkers_cross_turn_and_return():
 def test_what_the_periods_say(action):
     c = replace(SMALL, frames=3, actions=(action,), scenarios=("indoor",))
     for seed in range(4):
-        period = script(seed, c)[0].period
-        s = script(seed, replace(c, tempo=period))[0]                                        # a frame each period
+        period = draw_script(seed, c)[0].period
+        s = draw_script(seed, replace(c, tempo=period))[0]                                        # a frame each period
         held = np.abs(s.joints - s.joints[:, :1])                                         # it may have turned meanwhile
         np.testing.assert_allclose(held[0], held[1], atol=1e-9)
         np.testing.assert_allclose(s.joints[0, :, 1], s.joints[2, :, 1], atol=1e-9)
@@ -160,9 +165,9 @@ def test_what_the_periods_say(action):
 def test_pixels_against_a_loop(knobs):
     c = replace(WalkersConfig(frames=2, size=20, noise=0., tempo=7.), **knobs)
     for seed in range(3):
-        s, rng = script(seed, c)
+        s, rng = draw_script(seed, c)
         back = scenery(rng, s.scenario, c.size, c.texture, c.colour)
-        frames, figure = paint(s, back, c.size, c.aspect)
+        frames, figure = paint_clip(s, back, c.size, c.aspect)
         picture, cover = by_hand(s, back.double().numpy(), c)
         np.testing.assert_allclose(frames.numpy(), picture, atol=2e-4)
         unclear = np.abs(cover - .5) < 1e-3
@@ -245,7 +250,7 @@ def test_size_is_only_how_well_it_is_seen():
         c = WalkersConfig(frames=4, size=64, noise=0., texture=0.)
         large = F.avg_pool2d(walkers(seed, replace(c, size=128)).frames, 2)
         assert (large - walkers(seed, c).frames).abs().mean() < .005
-        a, b = script(seed, c)[0], script(seed, replace(c, size=128, noise=.1, texture=1., colour=True))[0]
+        a, b = draw_script(seed, c)[0], draw_script(seed, replace(c, size=128, noise=.1, texture=1., colour=True))[0]
         assert np.array_equal(a.joints, b.joints)
 
 
@@ -260,10 +265,10 @@ def test_background_is_at_rest_and_the_camera_zooms():
     clip = walkers(1, c)
     away = F.max_pool2d(clip.masks[:, None].float(), 5, 1, 2).amax(0)[0] == 0                # never near the figure
     assert away.sum() > 100 and clip.frames[:, 0, away].std(0).max() == 0
-    zooms = np.stack([script(s, replace(c, scenarios=("scale",), frames=200))[0].zoom for s in range(9)])
+    zooms = np.stack([draw_script(s, replace(c, scenarios=("scale",), frames=200))[0].zoom for s in range(9)])
     assert .8 < zooms.min() < .83 and 1.2 < zooms.max() < 1.23 and np.abs(np.diff(zooms)).max() < .03
     back = scenery(np.random.default_rng(0), "outdoor", 24)
-    assert torch.equal(look(back, np.ones(3), 24)[0], look(back, np.array([1., 1.1]), 24)[0])
+    assert torch.equal(view_scenery(back, np.ones(3), 24)[0], view_scenery(back, np.array([1., 1.1]), 24)[0])
 
 
 def test_a_pole_hides():
@@ -273,9 +278,9 @@ def test_a_pole_hides():
         behind = free.masks.bool() & ~hidden.masks.bool()
         assert not (hidden.masks.bool() & ~free.masks.bool()).any()
         assert (hidden.frames - .22).abs()[:, 0][behind].numel() == behind.sum()
-        if script(seed, c)[0].scenario != "scale":
+        if draw_script(seed, c)[0].scenario != "scale":
             assert ((hidden.frames[:, 0] - .22).abs() < 1e-6).all(0).all(0).any()            # a column all of pole
-    assert sum(script(s, replace(c, pole=.3))[0].pole is not None for s in range(300)) == pytest.approx(90, abs=25)
+    assert sum(draw_script(s, replace(c, pole=.3))[0].pole is not None for s in range(300)) == pytest.approx(90, abs=25)
 
 
 def test_config_is_plain_data():
