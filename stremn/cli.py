@@ -21,7 +21,6 @@ from typing import Annotated, Literal, get_args
 import tyro
 
 from . import __version__
-from .experiments.tables import REFERENCES, STUDIES_OF, add_records, stored_records
 
 # %% ../nbs/library/90_cli.ipynb #36976237
 Name = Annotated[str, tyro.conf.arg(metavar="NAME")]
@@ -470,6 +469,23 @@ class Predict(PredictOptions):
                 video=self.video, overwrite=self.overwrite, progress=not self.quiet)
         print(done.summary)
 
+# %% ../nbs/library/90_cli.ipynb #d47aca7a
+DATA_COMMANDS = { # Purpose of a data set -> command
+    "evaluate":"stremn evaluate {folder} --pred masks --weights vos-small{options}",
+    "train vos":"stremn train vos{options} --data {folder} --out run",
+    "train prediction":"stremn train prediction{options} --data {folder} --out run"}
+
+def data_command(
+    use, # `DataUse` of the catalog
+)->str:
+    "The command for a data set, as it can be pasted into a shell."
+    import shlex
+    options = ""
+    for name,value in use.options.items():
+        options += f" --{name.replace('_', '-')}"
+        if value is not True: options += f" {shlex.quote(str(value))}"
+    return DATA_COMMANDS[use.purpose].format(folder=shlex.quote(str(use.folder)), options=options)
+
 # %% ../nbs/library/90_cli.ipynb #bbbfa723
 @dataclass
 class Data:
@@ -481,14 +497,13 @@ class Data:
 
     def run(self)->None:
         "One line for each split, then what to run on what is there, and where to get what is not."
-        from stremn.data.catalog import describe_prediction
-        from stremn.data.catalog import describe_data
+        from stremn.data.catalog import describe_data, describe_prediction
         found = describe_data(self.root)+describe_prediction(self.root)
         rows = [("data set", "split", "resolution", "found", "official", "where")]
         rows += [(r.dataset, r.split, r.resolution, str(r.found), str(r.expected or ""), r.where) for r in found]
         width = [max(len(r[i]) for r in rows) for i in range(5)]
         for r in rows: print("  ".join([*(c.ljust(w) for c,w in zip(r, width)), r[5]]).rstrip())
-        for command in dict.fromkeys(r.next for r in found if r.next): print("next:", command)
+        for command in dict.fromkeys(data_command(r.use) for r in found if r.use): print("next:", command)
         for name,source in dict.fromkeys((r.dataset, r.source) for r in found if r.source and not r.complete):
             print(f"get {name}: {source}")
 
@@ -530,19 +545,12 @@ class Table:
     def run(self)->None:
         "Measure what is missing if asked to, then print."
         from stremn.core import check
-        from stremn.results import load_records, policy_table
-        out = self.out or stored_records()
+        from stremn.experiments.tables import print_table, run_missing, stored_records
         check(self.seeds>0, f"--seeds: expected 1 or more, found {self.seeds}")
-        studies = STUDIES_OF[self.name]
-        for study in studies:
-            if self.run_missing: add_records(study, out, self.runs, self.data, self.seeds, not self.quiet)
-        there = [s for s in studies if (out/s).is_dir()]
-        check(there, f"{out/studies[0]}: expected records, found none; measure them with --run")
-        for study in there:
-            records = [r for r in load_records(out/study) if r.seed<self.seeds]
-            reference = REFERENCES.get(study, "oldest")
-            metric = {"3":"JF", "5":"ssim"}.get(self.name, "J")
-            print(f"\n{study}\n\n{policy_table(records, metric, reference)}")
+        out = self.out or stored_records()
+        if self.run_missing:
+            run_missing(self.name, out, self.runs, self.data, range(self.seeds), not self.quiet)
+        print_table(self.name, out, self.seeds)
 
 # %% ../nbs/library/90_cli.ipynb #2053f331
 @dataclass
@@ -558,6 +566,7 @@ class Reproduce:
     def run(self)->None:
         "Measure, print the report, and say where to look."
         from stremn.experiments.claims import reproduce
+        from stremn.experiments.tables import stored_records
         from stremn.core import check
         check(not self.out.is_file(), f"{self.out}: expected a folder to make, found a file")
         with no_traces(self.out): report = reproduce(self.out, stored_records(), self.rows or None, not self.quiet)

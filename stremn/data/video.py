@@ -7,7 +7,6 @@ __all__ = ['NOT_VIDEO', 'EXACT', 'VideoWriter', 'VideoFile', 'open_source']
 
 # %% ../../nbs/library/15_data.video.ipynb #d491d67f
 import contextlib
-import os
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -16,9 +15,9 @@ import av
 import numpy as np
 from torch import Tensor
 
-from ..core import StremnError, check
+from ..core import StremnError, atomic_write, check
 from .vos import VideoFolder
-from ..images import IMAGE_SUFFIXES, partial_path, to_frame, to_pixels
+from ..images import IMAGE_SUFFIXES, to_frame, to_pixels
 
 # %% ../../nbs/library/15_data.video.ipynb #33d71c1d
 class VideoWriter:
@@ -39,7 +38,8 @@ class VideoWriter:
 
     def __enter__(self)->"VideoWriter":
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._box,self._stream = _open_h264(partial_path(self.path), self.fps, self.size, self.quality)
+        self._file = atomic_write(self.path)
+        self._box,self._stream = _open_h264(self._file.__enter__(), self.fps, self.size, self.quality)
         return self
 
     def write(self,
@@ -55,7 +55,9 @@ class VideoWriter:
 
     def __exit__(self, kind, error, trace)->None:
         box,self._box = self._box,None
-        _finish(box, self._stream, partial_path(self.path), self.path, keep=kind is None, count=self.count)
+        with contextlib.ExitStack() as files:
+            files.push(self._file) # renames the file, or removes it after an error
+            _finish(box, self._stream, self.path, error, self.count)
 
 # %% ../../nbs/library/15_data.video.ipynb #f7a2ce87
 def _open_h264(
@@ -94,17 +96,15 @@ def _encode(box, stream, picture:av.VideoFrame|None, path:Path)->None: # None: w
     except (OSError, av.error.FFmpegError) as error:
         raise StremnError(f"{path}: expected to write the video, found {error}") from error
 
-def _finish(box, stream, hidden:Path, path:Path, keep:bool, count:int)->None:
-    "Close the container; rename the file if all went well, remove it if not."
+def _finish(box, stream, path:Path, error:BaseException|None, count:int)->None:
+    "Close the container, complete if there was no error; raise the error if there was one."
     try:
-        if keep:
-            check(count>0, f"{path}: expected at least one frame to write, found none; no file was made")
-            _encode(box, stream, None, path)
-            box.close()
-            os.replace(hidden, path)
+        if error is not None: raise error
+        check(count>0, f"{path}: expected at least one frame to write, found none; no file was made")
+        _encode(box, stream, None, path)
+        box.close()
     finally:
         with contextlib.suppress(OSError, av.error.FFmpegError): box.close()
-        hidden.unlink(missing_ok=True)
 
 # %% ../../nbs/library/15_data.video.ipynb #11cdd1e8
 NOT_VIDEO = {"tty":"a text file", "image2":"a single image"} # What FFmpeg reads as video and people do not mean

@@ -262,7 +262,7 @@ def standing_pose(
 )->dict[str,np.ndarray]: # Joint -> (T,2) in heights of the body, the origin on the ground between the feet
     "A figure that stays in place: boxing seen from the side, waving and clapping from the front."
     boxing = action=="boxing"
-    crouch = .9 if boxing else .985                                          # height of the pelvis in leg lengths
+    crouch = .9 if boxing else .985              # height of the pelvis in leg lengths
     shoulders = 0. if boxing else .1*p.girth
     hips = 0. if boxing else .055
     apart = .15 if boxing else .085                                          # a foot from the middle
@@ -274,12 +274,13 @@ def standing_pose(
     for side,name in ((-1, "far"), (1, "near")):
         foot = np.array([side*apart, 0.])+0*pelvis
         bend = -1 if boxing else -side
-        toe = FOOT if boxing else side*.04
+        ahead = FOOT if boxing else side*.04
         knee,ankle = reach(joints[f"{name} hip"], foot, THIGH*p.leg, SHIN*p.leg, bend)
         shoulder = joints[f"{name} shoulder"]
         goal,bend = hands(p, action, phase, shoulder, side)
         elbow,hand = reach(shoulder, goal, UPPER*p.arm, FORE*p.arm, bend)
-        new = {"knee":knee, "ankle":ankle, "toe":ankle+np.array([toe, 0.]), "elbow":elbow, "hand":hand}
+        toe = ankle+np.array([ahead, 0.])
+        new = {"knee":knee, "ankle":ankle, "toe":toe, "elbow":elbow, "hand":hand}
         joints |= {f"{name} {joint}":at for joint,at in new.items()}
     return joints
 

@@ -117,13 +117,12 @@ def iou_matrix(
     return torch.where(either>0, both/either.clamp_min(1), 1.)
 
 def assemble(
-    names:Sequence[str],  # V clips
+    clips:Sequence[Clip], # V clips
     held:list[Tensor],    # T times (V,n) long, frame in each slot; n grows while the memory fills
     log:list[LoggedDecision],       # Decisions
     masks:Tensor,         # (V,T,H,W) bool, as the network saw them
     truth:Tensor,         # (V,T,H,W) bool
     memory:Memory,        # At the end; V rows
-    modes:Tensor|None,    # (V,T) long
     K:int,                # Slots to make room for
 )->Trace:
     "Put a trace together from what was noted on the way."
@@ -132,13 +131,14 @@ def assemble(
     itself = torch.eye(memory.slots, dtype=torch.bool, device=alike.device)
     alike = alike.masked_fill(itself, torch.nan)
     alike = F.pad(alike, (0, K-memory.slots, 0, K-memory.slots), value=torch.nan)
-    if modes is None: modes = torch.full(frames.shape[:2], -2)
+    modes = torch.full(frames.shape[:2], -2)                                             # unknown
+    if all(c.modes is not None for c in clips): modes = torch.stack([c.modes[:,0] for c in clips])
     scores = jaccard(masks[:,1:-1], truth[:,1:-1]).float()
     decisions = fill(len(held), K, log, frames[:,0])
     parts = (frames, *decisions, iou_matrix(masks), modes, alike, scores)
-    return Trace(tuple(names), *(x.detach().cpu() for x in parts))
+    return Trace(tuple(c.name for c in clips), *(x.detach().cpu() for x in parts))
 
-# %% ../../nbs/lessons/09_experiments.trace.ipynb #34bf4c15
+# %% ../../nbs/lessons/09_experiments.trace.ipynb #34bf4c14
 def trace_batch(
     model:VOSModel,       # Network
     b:Batch,              # V clips with one object each
@@ -153,6 +153,7 @@ def trace_batch(
         if logits is not None: masks.append(logits.argmax(1)==1)
     return held,torch.stack(masks, 1),memory
 
+# %% ../../nbs/lessons/09_experiments.trace.ipynb #34bf4c15
 def trace(
     model:VOSModel,       # Network
     clips:Sequence[Clip], # N clips of equal shape; their first object is followed
@@ -162,24 +163,35 @@ def trace(
     batch:int=10,         # Clips side by side; it changes what is drawn at random
     weigh:bool=True,      # Note both similarities at each decision?
 )->Trace:                 # See there
-    "Run a policy over clips and note what the memory holds and decides (see `Trace`)."
+    """Run a policy over clips and note what the memory holds and decides.
+
+    Args:
+        model, clips: a network, and clips of one shape with at least 3 frames and an object.
+        policy, slots: name in `RULES` or "unbounded"; K, at least 1.
+        seed, batch, weigh: as in the signature; 0, 10 and True.
+
+    Returns:
+        A `Trace` with tensors (N,T,...); its scores equal those of `frame_scores`.
+
+    Raises:
+        StremnError: for unknown policies and clips that cannot be scored.
+
+    Example:
+        >>> trace(load("vos-tiny"), clips).frames.shape         # clips, frames, slots
+    """
     check_clips(clips, batch)
-    T = len(clips[0].frames)
     device = next(model.parameters()).device
     parts = []
     for i in range(0, len(clips), batch):
         some = clips[i:i+batch]
         log = []
         b = collate(some, 1).to(device)
-        known = all(c.modes is not None for c in some)
-        modes = torch.stack([c.modes[:,0] for c in some]) if known else None
         how = policy_for(model, policy, slots)
         how = how.but(logged_rule(how.rule, log, weigh, how.latest=="held"))
         with evaluating(model):
             held,masks,memory = trace_batch(model, b, how, make_generator(seed+i))
-        K = int(min(how.slots, T))
-        names = [c.name for c in some]
-        parts.append(assemble(names, held, log, masks, b.labels==1, memory, modes, K))
+        K = int(min(how.slots, b.frames.shape[1]))
+        parts.append(assemble(some, held, log, masks, b.labels==1, memory, K))
     names = tuple(name for p in parts for name in p.names)
     return Trace(names, *(torch.cat(x) for x in zip(*(p[1:] for p in parts))))
 
@@ -203,10 +215,9 @@ def trace_video(
     for t,frame in enumerate(clip.frames):
         masks.append(segmenter.step(frame, None if t else truth[0].long())==1)
         held.append(segmenter.state.memories[0].frames)
-    modes = None if clip.modes is None else clip.modes[None,:,0]
     memory = segmenter.state.memories[0]
     found = torch.stack(masks)[None]
-    return assemble([clip.name], held, log, found, truth[None], memory, modes, slots)
+    return assemble([clip], held, log, found, truth[None], memory, slots)
 
 # %% ../../nbs/lessons/09_experiments.trace.ipynb #9a723e02
 def distances(
@@ -466,7 +477,7 @@ def timeline_record(
     seed:int=0,            # Of the weights and of random draws
     seconds:float=0.,      # It took
 )->Record:                 # One number a frame and policy
-    "Which slot every frame of one video went into, for several policies; J and likeness as metrics."
+    "Which slot each frame of a video went into, for several policies; J and likeness."
     logs,numbers,sizes = {},{},{}
     for policy,tr in traces.items():
         i = tr.names.index(name)

@@ -7,7 +7,6 @@ __all__ = ['SegmentationOutput', 'segment_video', 'write_all', 'Patient', 'given
            'write_zip', 'davis_masks', 'youtube_masks', 'zip_masks']
 
 # %% ../../nbs/library/62_vos.files.ipynb #eea8f5bf
-import os
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -22,11 +21,11 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..core import atomic_folder, check, check_output_folder
+from ..core import atomic_folder, atomic_write, check, check_output_folder
 from ..data.video import VideoWriter
 from ..data.vos import DAVIS, VideoFolder, VideoSet
 from ..data.youtube import YouTubeVOS
-from ..images import PALETTE, as_frame, partial_path, read_mask, write_mask
+from ..images import PALETTE, as_frame, read_mask, write_mask
 from ..viz import overlay
 from .stream import MemoryReport, VideoSegmenter
 
@@ -171,12 +170,9 @@ def write_zip(
     out = Path(out)
     check(out.suffix==".zip", f"{out}: expected a name ending in .zip, found {out.suffix or 'no ending'}")
     out.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with zipfile.ZipFile(partial_path(out), "w", zipfile.ZIP_STORED) as archive:
-            for wanted in masks: archive.writestr(zipfile.ZipInfo(wanted.name), _png(wanted))   # dated 1980, always
-            check(archive.namelist(), f"{out}: expected masks to pack, found none")
-        os.replace(partial_path(out), out)
-    finally: partial_path(out).unlink(missing_ok=True)
+    with atomic_write(out) as hidden, zipfile.ZipFile(hidden, "w", zipfile.ZIP_STORED) as archive:
+        for wanted in masks: archive.writestr(zipfile.ZipInfo(wanted.name), _png(wanted))   # dated 1980, always
+        check(archive.namelist(), f"{out}: expected masks to pack, found none")
     return out
 
 # %% ../../nbs/library/62_vos.files.ipynb #3fa9183e

@@ -48,7 +48,7 @@ class ChameleonPhase:
     batch:int            # Clips per process and step
     clip:ChameleonConfig # Its clips; modes, objects and paces are drawn anew at each step
 
-# %% ../../nbs/library/63_vos.train.ipynb #e9e1b779
+# %% ../../nbs/library/63_vos.train.ipynb #d1968699
 @dataclass(frozen=True)
 class ChameleonTraining:
     """The `tiny` protocol: Chameleon clips that grow longer, under many policies and memory sizes.
@@ -77,8 +77,8 @@ class ChameleonTraining:
     fades:tuple[int,...]=(2, 3, 4)          # Likewise
     hides:tuple[int,...]=(1, 2)             # Likewise
     slots:tuple[int,...]=(3, 4, 5, 64)      # Likewise; 64 never fills
-    policies:tuple[str,...]=("learned", "learned", "learned",
-                             "oldest", "newest", "random", "reservoir", "first_last", "most_similar")
+    policies:tuple[str,...]=("learned", "learned", "learned", "oldest", "newest", "random",
+                             "reservoir", "first_last", "most_similar") # Likewise
     dice:float=0.                           # Weight of the Dice loss
 
 # %% ../../nbs/library/63_vos.train.ipynb #94780fe1
@@ -103,9 +103,8 @@ def clip_loss(
     generator:torch.Generator, # Source of all randomness
 )->tuple[Tensor,dict]: # () loss; numbers and names for the log
     "Cross entropy on the aggregated logits; IoU of all objects together for the log."
-    network.bank.policy = drawn["policy"]
-    network.bank.slots = drawn["slots"]
-    logits = model(batch.frames, batch.labels[:,0], batch.valid, generator)
+    policy = network.bank.policy.but(rule=drawn["policy"], slots=drawn["slots"])
+    logits = model(batch.frames, batch.labels[:,0], batch.valid, generator, policy)
     labels = batch.labels[:,1:]
     loss = segmentation_loss(logits, labels, dice)
     found = logits.detach().argmax(2)>0
@@ -163,6 +162,11 @@ class ChameleonTask(Task):
         "Cross entropy, and Dice if the config says so."
         drawn = self.draw(step, seed)
         return clip_loss(model, network, batch, drawn, self.config.dice, generator)
+
+# %% ../../nbs/library/63_vos.train.ipynb #d49cb280
+def _mirrored(clip:Clip)->Clip:
+    "Left and right exchanged."
+    return clip._replace(frames=clip.frames.flip(-1), masks=clip.masks.flip(-1))
 
 # %% ../../nbs/library/63_vos.train.ipynb #c112db2b
 class VideoSampler:
@@ -229,8 +233,7 @@ class VideoSampler:
             clip = first = self.piece(generator, frames, size, max_skip)
             for u in torch.rand(objects-1, 2, generator=generator) if pasted else ():
                 if u[0]>=pasted: continue
-                if u[1]<.4: over = first._replace(frames=first.frames.flip(-1), masks=first.masks.flip(-1))
-                else: over = self.piece(generator, frames, size, max_skip)
+                over = _mirrored(first) if u[1]<.4 else self.piece(generator, frames, size, max_skip)
                 clip = paste_object(clip, over, generator, front)
             masks = choose_objects(clip.masks, generator, objects, max(1, size*size//400))
             if (masks[0]>0).any(): return clip._replace(masks=masks)
@@ -274,7 +277,7 @@ HELD_OUT = ("dog-agility", "hockey", "mallard-water", "stroller") # of DAVIS 201
 # %% ../../nbs/library/63_vos.train.ipynb #cc7c33e9
 @dataclass(frozen=True)
 class VideoTraining:
-    """What is learned from stills and videos; the defaults are the first run of the `small` protocol.
+    """What is learned from stills and videos; the defaults are the first run of `small`.
 
     Args:
         model: Config of the network.
@@ -322,7 +325,7 @@ def load_imagenet_encoder(
     "Begin with published ImageNet weights, found in an installed package or downloaded once."
     c = network.config
     if c.encoder=="tiny":
-        raise StremnError("imagenet: expected a network with lite0 or a ResNet as encoder, found tiny")
+        raise StremnError("imagenet: expected lite0 or a ResNet as encoder, found tiny")
     if c.encoder=="lite0": return start_from_imagenet(network, lite_weights())
     load_backbones(network, imagenet_weights(c.encoder, c.norm))
     return network
@@ -468,13 +471,14 @@ def _soft_keys()->VideoTraining:
               VideoPhase(steps=600, batch=2, frames=8, **common))
     return replace(_several_objects(), stages=stages, soften=.06)
 
-# %% ../../nbs/library/63_vos.train.ipynb #4ce7ea71
+# %% ../../nbs/library/63_vos.train.ipynb #e172bc92
 def small_recipes()->tuple[Recipe,...]:
     "The `small` protocol: five runs, each from the weights of the one before."
     # J&F in these comments is the mean over the four sequences of `HELD_OUT`.
     return (
         # Learn to match: stills, then mostly video, then some longer clips. J&F .796.
-        Recipe(name="short", training=VideoTraining(), fit=FitConfig(lr=6e-4, warmup=100, **_SMALL)),
+        Recipe(name="short", training=VideoTraining(),
+               fit=FitConfig(lr=6e-4, warmup=100, **_SMALL)),
         # Many choices of a slot, down to a low rate. It gained nothing: J&F .791.
         Recipe(name="long", training=_long_clips(steps=500),
                fit=FitConfig(lr=2e-4, warmup=20, **_SMALL), start="short"),
@@ -484,7 +488,7 @@ def small_recipes()->tuple[Recipe,...]:
         # Tell objects apart. J&F .821.
         Recipe(name="several", training=_several_objects(),
                fit=FitConfig(lr=3e-4, warmup=20, **_SMALL), start="again"),
-        # Mend keys so large that softmax had become a copy, and bring small, changing objects. J&F .878.
+        # Shrink keys so large that attention had become a copy; small, changing objects. J&F .878.
         Recipe(name="soft", training=_soft_keys(),
                fit=FitConfig(lr=3e-4, warmup=50, **_SMALL), start="several"))
 
@@ -592,7 +596,7 @@ def noise_clips(
     labels = column.expand(phase.batch, phase.frames, phase.size, phase.size).contiguous()
     return Batch(frames, labels, torch.ones(phase.batch, objects, dtype=torch.bool))
 
-# %% ../../nbs/library/63_vos.train.ipynb #628b1166
+# %% ../../nbs/library/63_vos.train.ipynb #5a98951c
 def dry_run(
     recipe:Recipe,      # Of `small` or `paper`
     device:str="auto",  # "cpu" keeps off the GPU
@@ -606,8 +610,8 @@ def dry_run(
         stage: Index of the phase that is tried.
 
     Returns:
-        A record with the metrics "seconds", "operations" and "bytes" (of the process, at most) of one
-        step, and "whole", the seconds of all steps of the recipe.
+        A record with the metrics "seconds", "operations" and "bytes" (most of the process so far)
+        of one step, and "whole", the seconds of all steps of the recipe.
 
     Raises:
         StremnError: If the recipe is one of Chameleon clips.
