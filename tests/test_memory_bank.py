@@ -11,7 +11,7 @@ from scipy import stats
 from torch import nn
 
 from stremn.core import StremnError, make_generator
-from stremn.memory.bank import BankConfig, MemoryBank, evictable_slots, group_rows, group_mean
+from stremn.memory.bank import BankConfig, MemoryBank, UpdatePolicy, evictable_slots, group_mean, group_rows
 from stremn.memory.read import affinity, read
 from stremn.memory.rules import RULES, newest, pick
 from stremn.memory.similarity import best_match_similarity
@@ -26,12 +26,12 @@ def maps(T=30, B=1, C=3, size=2, seed=0):
     return torch.randn(T, B, C, size, size, generator=make_generator(seed))
 
 
-def run(bank, stream, group=None, seed=0):
+def run(bank, stream, group=None, seed=0, policy=None):
     "Frames held after each step, a list of (B,n), and the last memory."
     memory, history, g = None, [], make_generator(seed)
     with torch.no_grad():
         for t, x in enumerate(stream):
-            memory = bank.write(memory, bank.template(x), t, group, g)
+            memory = bank.write(memory, bank.template(x), t, group, g, policy)
             history.append(memory.frames)
     return history, memory
 
@@ -83,8 +83,8 @@ def test_projections_give_the_same_values_and_gradients(kind, K, T):
         for t in range(T):
             a = None if t < K else choices_of(kind, scores[t])
             if which == "ours":
-                bank.policy = lambda r, a=a: a
-                memory = bank.write(memory, bank.template(stream[t]), t)
+                policy = bank.policy.but(lambda r, a=a: a)
+                memory = bank.write(memory, bank.template(stream[t]), t, policy=policy)
                 answer, updates = bank.read(memory, query), memory.updates
             else:
                 naive.write(stream[t], a)
@@ -146,7 +146,7 @@ def test_every_combination_keeps_its_promises(policy):
         stream, full = maps(30, 3, seed=1), K == pinned
         history, memory = run(bank, stream, group)
         for t, held in enumerate(history):
-            assert held.shape[1] == min(t + 1, bank.capacity)
+            assert held.shape[1] == min(t + 1, bank.policy.capacity)
             assert held[:, :pinned].tolist() == [list(range(min(pinned, t + 1)))] * 3
             assert all(len(set(row)) == len(row) and 0 <= min(row) and max(row) <= t for row in held.tolist())
             if not full and not (policy == "reservoir" and latest == "competes"):
@@ -198,9 +198,9 @@ def test_rows_of_a_video_decide_by_the_mean_of_their_scores():
     bank = MemoryBank(SMALL, slots=5, beta=2.5).eval()
     memory = run(bank, stream[:5], group)[1]
     seen = {}
-    bank.policy = lambda r: seen.update(learned=r.learned()) or newest(r)
+    policy = bank.policy.but(lambda r: seen.update(learned=r.learned()) or newest(r))
     with torch.no_grad():
-        decision = bank.choose(memory, bank.template(stream[5]), 5, group)
+        decision = bank.choose(memory, bank.template(stream[5]), 5, group, policy=policy)
     want = best_match_similarity(bank.update_key(stream[5]), memory.updates)
     torch.testing.assert_close(decision.scores, want)
     torch.testing.assert_close(seen["learned"], 2.5 * torch.stack([want[group == 1].mean(0), want[group == 3].mean(0)]))
@@ -319,13 +319,12 @@ def test_a_memory_is_never_changed_in_place():
 def test_policies_are_swapped_on_the_same_weights():
     bank, stream = MemoryBank(SMALL, slots=4).eval(), maps(20)
     before = {k: v.clone() for k, v in bank.state_dict().items()}
-    for bank.policy in [*RULES, lambda r: pick(r.frames % 3, r.candidates)]:
-        run(bank, stream)
+    for rule in [*RULES, lambda r: pick(r.frames % 3, r.candidates)]:
+        run(bank, stream, policy=bank.policy.but(rule))
     assert all(torch.equal(bank.state_dict()[k], v) for k, v in before.items())
-    bank.slots = None
-    assert run(bank, stream)[1].frames.tolist() == [list(range(20))]
-    bank.slots, bank.policy = 6, "first_last"
-    assert run(bank, stream)[1].frames.tolist() == [[0, 19]]
+    assert run(bank, stream, policy=UpdatePolicy(slots=math.inf))[1].frames.tolist() == [list(range(20))]
+    assert run(bank, stream, policy=UpdatePolicy("first_last"))[1].frames.tolist() == [[0, 19]]
+    assert bank.policy == UpdatePolicy(slots=4)                              # the bank's own is as it was
 
 
 def test_a_policy_may_be_a_module_and_stays_outside():
@@ -336,11 +335,11 @@ def test_a_policy_may_be_a_module_and_stays_outside():
 
         def forward(self, r): return newest(r)
     for bank in (MemoryBank(SMALL, slots=3, policy=Policy()), MemoryBank(SMALL, slots=3)):
-        bank.policy = policy = Policy()
-        assert bank.policy is policy and run(bank, maps(9))[1].frames.tolist() == [[0, 1, 8]]
+        assert run(bank, maps(9), policy=bank.policy.but(Policy()))[1].frames.tolist() == [[0, 1, 8]]
         assert set(bank.state_dict()) == set(MemoryBank(SMALL).state_dict())
-        bank.policy = "oldest"
-        assert run(bank, maps(9))[1].frames.tolist() in ([[0, 7, 8]], [[0, 8, 7]])
+        queue = bank.policy.but("oldest")
+        assert run(bank, maps(9), policy=queue)[1].frames.tolist() in ([[0, 7, 8]], [[0, 8, 7]])
+    assert run(MemoryBank(SMALL, slots=3, policy=Policy()), maps(9))[1].frames.tolist() == [[0, 1, 8]]
 
 
 def test_module_apply_still_visits_every_part():
@@ -376,18 +375,21 @@ def test_names_of_the_weights():
 def test_a_copy_is_independent():
     bank = MemoryBank(SMALL, policy="oldest")
     twin = copy.deepcopy(bank)
-    twin.policy, twin.slots = "newest", 2
-    assert (bank.policy, bank.slots) == ("oldest", 6) and (twin.policy, twin.slots) == ("newest", 2)
+    twin.policy = twin.policy.but("newest", 2)
+    assert bank.policy == UpdatePolicy("oldest", 6) and twin.policy == UpdatePolicy("newest", 2)
 
 
 def test_mistakes_are_refused_in_one_line():
     bank = MemoryBank(SMALL, slots=2)
     memory = run(bank, maps(4, 3))[1]
     for call, words in ((lambda: MemoryBank(SMALL, slots=0), "slots: expected at least 1, found 0"),
-                        (lambda: MemoryBank(SMALL, slots=1, pinned=2), "slots: expected at least 2, found 1"),
-                        (lambda: setattr(bank, "slots", -1), "slots: expected at least 1"),
+                        (lambda: MemoryBank(SMALL, slots=1, pinned=2), "slots: expected a whole number from 2 on, .*found 1"),
+                        (lambda: UpdatePolicy(slots=-1), "slots: expected a whole number from 1 on, 0 or math.inf"),
+                        (lambda: UpdatePolicy(slots=True), "found True"),
+                        (lambda: UpdatePolicy(slots=2.5), "found 2.5"),
+                        (lambda: UpdatePolicy(slots=math.nan), "found nan"),
                         (lambda: MemoryBank(SMALL, policy="fifo"), "unknown policy 'fifo'"),
-                        (lambda: setattr(bank, "policy", "fifo"), "unknown policy 'fifo'"),
+                        (lambda: bank.policy.but("fifo"), "unknown policy 'fifo'"),
                         (lambda: MemoryBank(SMALL, similarity="cosine"), "unknown similarity 'cosine'"),
                         (lambda: MemoryBank(SMALL, latest="safe"), "unknown latest 'safe'"),
                         (lambda: MemoryBank(SMALL, noise="maybe"), "unknown noise 'maybe'"),
@@ -397,7 +399,7 @@ def test_mistakes_are_refused_in_one_line():
         with pytest.raises(StremnError, match=words) as caught:
             call()
         assert "\n" not in str(caught.value)
-    assert bank.policy == "learned" and bank.slots == 2                      # a refused change changes nothing
+    assert bank.policy == UpdatePolicy(slots=2)                              # a refused change changes nothing
 
 
 # ---- attention that is counted ------------------------------------------------------------------------------------

@@ -190,7 +190,7 @@ def outcome(bank, T=9, seed=0):
         template = bank.template(mine[t], query[t], group)
         decision = bank.choose(memory, template, t, group, g)
         scores.append(decision.scores)
-        memory = bank.apply(memory, template, t, decision)
+        memory = bank.commit(memory, template, t, decision)
     answers = torch.stack(answers)
     heads = [w for n, w in bank.named_parameters() if not n.startswith("fusion") and w.requires_grad]
     gradients = torch.autograd.grad(answers.pow(2).sum(), [mine, query, *heads], allow_unused=True)
@@ -347,9 +347,9 @@ def test_what_a_checkpoint_holds():
     "Numbers for the log are no weights; a copy is a copy; weights survive a round trip, policy and slots too."
     torch.manual_seed(0)
     plain = MemoryBank(SMALL, slots=3, policy="random").eval()
-    plain.slots, plain.policy = 5, "newest"
+    plain.policy = plain.policy.but("newest", 5)
     bank = with_fusion(plain, FusionConfig(printing="supplement"))
-    assert (bank.slots, bank.policy, bank.training) == (5, "newest", False)
+    assert (bank.policy.slots, bank.policy.rule, bank.training) == (5, "newest", False)
     assert all(torch.equal(v, bank.state_dict()[k]) for k, v in plain.state_dict().items())
     bank.openness = .3
     again = with_fusion(bank, bank.fusion.config)

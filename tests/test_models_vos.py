@@ -158,7 +158,7 @@ def test_all_at_once_equals_object_by_object(V, O, bank):
                 first = model.query_encoder(x)[-1]
                 five = torch.cat([x, masks[v:v + 1, o:o + 1], others[None, None]], 1)
                 template = model.bank.template(model.memory_encoder(five)[-1], first)
-                memory = model.bank.apply(None, template, 0, Decision(None, None))
+                memory = model.bank.commit(None, template, 0, Decision(None, None))
                 *fine, coarse = model.query_encoder(frames[v:v + 1, 1])
                 alone = model.decoder(model.bank.read(memory, coarse), fine).sigmoid()
                 torch.testing.assert_close(logits[v, o + 1].sigmoid(), alone[0].clamp(1e-7, 1 - 1e-7))
@@ -213,7 +213,7 @@ def test_only_real_objects_vote(valid, per_object):
         made, group = [bank.template(x) for x in maps], object_rows(2, 3)
         memory = None
         for t in range(4):
-            memory = bank.apply(memory, made[t], t, Decision(None, None))
+            memory = bank.commit(memory, made[t], t, Decision(None, None))
         assert choose_without_padding(bank, None, made[0], 0, group, valid) == Decision(None, None)
         got = choose_without_padding(bank, memory, made[4], 4, group, valid)
         everybody = bank.choose(memory, made[4], 4, group)

@@ -9,13 +9,14 @@ import torch
 from stremn.core import StremnError, make_generator
 from stremn.data.clips import Clip
 from stremn.data.chameleon import ChameleonConfig
-from stremn.vos.stream import VideoSegmenter, borrowed
+from stremn.memory.bank import UpdatePolicy
+from stremn.vos.stream import VideoSegmenter
 from stremn.experiments.measure import frame_scores
 from stremn.memory.bank import BankConfig, MemoryBank
 from stremn.memory.read import read
 from stremn.memory.update import Memory
 from stremn.models.hub import load
-from stremn.models.vos_baselines import BASELINE_MEMORIES,GlobalContextBank,STMBank,KeepAllBank,as_bank,context,distribute,held_frames,linear_bank,with_baseline_memory,baseline_config,stays,with_bank
+from stremn.models.vos_baselines import BASELINE_MEMORIES,GlobalContextBank,STMBank,KeepAllBank,context,distribute,held_frames,with_baseline_memory,baseline_config,stays,with_bank
 from stremn.models.vos import VOSConfig, VOSModel
 from stremn.vos.train import ChameleonTask, ChameleonTraining, ChameleonPhase
 from stremn.train.loop import FitConfig, fit
@@ -83,21 +84,21 @@ def test_lists_by_hand():
 # ---- equal to ours where they coincide -----------------------------------------------------------------------------
 
 def streamed(network, clip):
-    "What a network says as it streams: with the kernel that streaming takes."
-    with torch.no_grad(), borrowed(network, "oldest", None):
+    "What a network says without gradients."
+    with torch.no_grad():
         return network(*clip)
 
 
 @pytest.mark.parametrize("latest, shared, O", [*itertools.product(("competes", "held"), (True, False), (1, 2))])
 def test_first_and_previous_is_rule_first_last(latest, shared, O):
     model, clip = network(replace(TINY, bank=replace(TINY.bank, shared_keys=shared))), video(9, O)
-    with torch.no_grad(), borrowed(model, "first_last", 5, latest=latest): ours = model(*clip)
+    with torch.no_grad(): ours = model(*clip, policy=UpdatePolicy("first_last", 5, latest=latest))
     assert torch.equal(ours, streamed(with_baseline_memory(model, "stm_first_last"), clip))
 
 
 def test_every_frame_is_a_memory_without_bound():
     model, clip = network(), video(9, 2)
-    with torch.no_grad(), borrowed(model, "oldest", None): ours = model(*clip)
+    with torch.no_grad(): ours = model(*clip, policy=UpdatePolicy("oldest", torch.inf))
     for previous in (True, False):
         assert torch.equal(ours, streamed(with_baseline_memory(model, "stm", gamma=1, previous=previous), clip))
     assert not torch.allclose(ours, streamed(with_baseline_memory(model, "stm"), clip), atol=1e-4)
@@ -217,8 +218,9 @@ def test_peers_of_peers_and_presets():
     assert with_baseline_memory(model, "gc", softmax=True).bank.softmax and not with_baseline_memory(model, "gc").bank.softmax
     assert baseline_config("stcn", VOSConfig()).bank.shared_keys and baseline_config("gc") == VOSConfig()
     bank = MemoryBank(TOY)
-    assert linear_bank(bank, 3).gamma == 3 and as_bank(bank, GlobalContextBank, softmax=False).memory_key is bank.memory_key
-    assert with_bank(model, linear_bank(model.bank)).bank.previous and bank.apply(lambda m: m) is bank
+    assert STMBank.from_bank(bank, gamma=3).gamma == 3
+    assert GlobalContextBank.from_bank(bank, softmax=False).memory_key is bank.memory_key
+    assert with_bank(model, STMBank.from_bank(model.bank)).bank.previous and bank.apply(lambda m: m) is bank
     for name in BASELINE_MEMORIES: assert with_baseline_memory(model, name).bank.apply(lambda m: None) is not None
 
 
@@ -237,7 +239,7 @@ def test_streams_with_objects_that_come_and_go(name):
     held = segmenter.memory[0]
     p = BASELINE_MEMORIES[name]
     if p.bank is STMBank:
-        assert list(held.frames) == held_frames(9, **p.how, first=3) and held.last == 8
+        assert list(held.frames) == held_frames(9, **p.options, first=3) and held.last == 8
     else:
         assert held.frames == (8,)
     assert ("discarded" in held.why) == (name == "stcn")
@@ -304,7 +306,7 @@ def test_gc_learns_one_clip():
     (lambda m: with_baseline_memory(m, "stm", similarity="cosine"), "unknown similarity 'cosine'"),
     (lambda m: with_baseline_memory(network(replace(TINY, bank=replace(TINY.bank, shared_keys=False))), "stcn"),
      "stcn: expected weights trained with shared_keys=True, found False; see peer_config"),
-    (lambda m: linear_bank(m.bank, -1), "gamma: expected 1 or more, or None, found -1"),
+    (lambda m: STMBank.from_bank(m.bank, gamma=-1), "gamma: expected 1 or more, or None, found -1"),
     (lambda m: STMBank(TOY, 0), "gamma: expected 1 or more, or None, found 0"),
     (lambda m: GlobalContextBank(TOY, shared_keys=True).template(torch.zeros(1, 6, 2, 2)), "comes from query_features"),
     (lambda m: held_frames(0), "expected 0 <= first < T, found T=0 and first=0"),
