@@ -1,98 +1,50 @@
-"""YouTube-VOS in its official tree: who is given where, what is asked for, who is unseen; every inventory row."""
-
-import json
-
+"""YouTube-VOS: what is given and what is asked for, which categories are unseen."""
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from helpers import make_youtube, object_strips, write_picture
+from refusals import refused
+from stremn.data.catalog import describe_data
 from stremn.data.clips import collate, sample_indices
 from stremn.data.vos import DAVIS, FramesAndMasks, VideoFolder, load_clip
-from stremn.data.catalog import OFFICIAL, describe_data
-from stremn.images import write_mask
 from stremn.data.youtube import Note, YouTubeVideo, YouTubeVOS, categories, given_masks, read_meta, unseen_objects
-from refusals import refused
-
-H, W = 12, 16
-
-
-def picture(path, t=0):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.random.default_rng(t).integers(0, 256, (H, W, 3), dtype=np.uint8)).save(path)
-
-
-def labels_at(t, entries):
-    "Objects in strips of two rows, each present from the frame it enters."
-    out = torch.zeros(H, W, dtype=torch.long)
-    for k, (i, e) in enumerate(sorted(entries.items())):
-        if t >= e:
-            out[2 * k : 2 * k + 2, t % 5 : t % 5 + 6] = i
-    return out
-
-
-def make_split(root, split, videos, last=20, full=None, kinds=None, all_frames=None):
-    "An official tree of `videos`, name to {object id: frame it enters}; masks hold newcomers only unless `full`."
-    full = split == "train" if full is None else full
-    meta = {}
-    for name, entries in videos.items():
-        for t in range(last + 1):
-            if t % 5 == 0:
-                picture(root / split / "JPEGImages" / name / f"{t:05d}.jpg", t)
-                labels = labels_at(t, entries if full else {i: e for i, e in entries.items() if e == t})
-                if full or (labels > 0).any():
-                    write_mask(root / split / "Annotations" / name / f"{t:05d}.png", labels)
-            if all_frames:
-                picture(root / all_frames / "JPEGImages" / name / f"{t:05d}.jpg", t)
-        meta[name] = {
-            "objects": {
-                str(i): {"frames": [f"{t:05d}" for t in range(e, last + 1, 5)]}
-                | ({"category": kinds[i]} if kinds else {})
-                for i, e in entries.items()
-            }
-        }
-    (root / split / "meta.json").write_text(json.dumps({"videos": meta}))
-
+from stremn.images import write_mask
 
 KINDS = {1: "dog", 2: "cat", 7: "yeti"}
 
 
 @pytest.fixture
 def tree(tmp_path):
-    make_split(tmp_path, "valid", {"a": {1: 0, 7: 10}, "b": {7: 5, 2: 15}}, kinds=KINDS, all_frames="valid_all_frames")
-    make_split(tmp_path, "train", {"t": {1: 0, 2: 5}}, kinds=KINDS, all_frames="all_frames/train_all_frames")
+    videos = {"a": {1: 0, 7: 10}, "b": {7: 5, 2: 15}}
+    make_youtube(tmp_path, "valid", videos, kinds=KINDS, all_frames="valid_all_frames")
+    make_youtube(tmp_path, "train", {"t": {1: 0, 2: 5}}, kinds=KINDS, all_frames="all_frames/train_all_frames")
     return tmp_path
 
 
 # ---------------------------------------------------------------- meta.json
 def test_notes_are_what_the_file_says(tree):
     notes = read_meta(tree / "valid" / "meta.json")
-    assert notes == {
-        "a": {
-            1: Note(("00000", "00005", "00010", "00015", "00020"), "dog"),
-            7: Note(("00010", "00015", "00020"), "yeti"),
-        },
-        "b": {2: Note(("00015", "00020"), "cat"), 7: Note(("00005", "00010", "00015", "00020"), "yeti")},
-    }
+    assert notes == {"a": {1: Note(("00000", "00005", "00010", "00015", "00020"), "dog"),
+                           7: Note(("00010", "00015", "00020"), "yeti")},
+                     "b": {2: Note(("00015", "00020"), "cat"),
+                           7: Note(("00005", "00010", "00015", "00020"), "yeti")}}
 
 
-@pytest.mark.parametrize(
-    "text,match",
-    [
-        ("{", "damaged"),
-        ("[]", '"videos"'),
-        ('{"videos": {}}', '"videos"'),
-        ('{"videos": {"v": {}}}', ["video v", '"objects"']),
-        ('{"videos": {"v": {"objects": {}}}}', '"objects"'),
-        ('{"videos": {"v": {"objects": {"x": {}}}}}', "found 'x'"),
-        ('{"videos": {"v": {"objects": {"0": {"frames": ["0"]}}}}}', "from 1 to 254"),
-        ('{"videos": {"v": {"objects": {"255": {}}}}}', "'255'"),
-        ('{"videos": {"v": {"objects": {"3": {}}}}}', ["object 3", '"frames"', "None"]),
-        ('{"videos": {"v": {"objects": {"3": []}}}}', "object 3"),
-        ('{"videos": {"v": {"objects": {"3": {"frames": []}}}}}', "object 3"),
-        ('{"videos": {"v": {"objects": {"3": {"frames": [5]}}}}}', "[5]"),
-    ],
-)
+@pytest.mark.parametrize("text,match", [
+    ("{", "damaged"),
+    ("[]", '"videos"'),
+    ('{"videos": {}}', '"videos"'),
+    ('{"videos": {"v": {}}}', ["video v", '"objects"']),
+    ('{"videos": {"v": {"objects": {}}}}', '"objects"'),
+    ('{"videos": {"v": {"objects": {"x": {}}}}}', "found 'x'"),
+    ('{"videos": {"v": {"objects": {"0": {"frames": ["0"]}}}}}', "from 1 to 254"),
+    ('{"videos": {"v": {"objects": {"255": {}}}}}', "'255'"),
+    ('{"videos": {"v": {"objects": {"3": {}}}}}', ["object 3", '"frames"', "None"]),
+    ('{"videos": {"v": {"objects": {"3": []}}}}', "object 3"),
+    ('{"videos": {"v": {"objects": {"3": {"frames": []}}}}}', "object 3"),
+    ('{"videos": {"v": {"objects": {"3": {"frames": [5]}}}}}', "[5]")])
 def test_a_wrong_meta_file_is_refused(tmp_path, text, match):
     (tmp_path / "meta.json").write_text(text)
     refused(["meta.json", *([match] if isinstance(match, str) else match)], read_meta, tmp_path / "meta.json")
@@ -136,22 +88,20 @@ def test_reading_stops_when_all_have_come_in(tree, monkeypatch):
     video, read = YouTubeVOS(tree, "train")["t"], []
     mask = YouTubeVideo.mask
     monkeypatch.setattr(YouTubeVideo, "mask", lambda self, i: read.append(i) or mask(self, i))
-    assert {k: m.unique().tolist() for k, m in video.given.items()} == {"00000": [0, 1], "00005": [0, 2]} and read == [
-        0,
-        1,
-    ]
+    assert {k: m.unique().tolist() for k, m in video.given.items()} == {"00000": [0, 1], "00005": [0, 2]}
+    assert read == [0, 1]
 
 
 def test_test_dev_gives_its_first_masks_only(tmp_path):
     for name in ("x", "y"):
         for t in range(4):
-            picture(tmp_path / "JPEGImages" / "480p" / name / f"{t:05d}.jpg", t)
-        write_mask(tmp_path / "Annotations" / "480p" / name / "00000.png", labels_at(0, {1: 0, 2: 0}))
+            write_picture(tmp_path / "JPEGImages" / "480p" / name / f"{t:05d}.jpg", t)
+        write_mask(tmp_path / "Annotations" / "480p" / name / "00000.png", object_strips(0, {1: 0, 2: 0}))
     (tmp_path / "ImageSets" / "2017").mkdir(parents=True)
     (tmp_path / "ImageSets" / "2017" / "test-dev.txt").write_text("x\ny\n")
     videos = DAVIS(tmp_path, 2017, "test-dev")
     assert videos.names == ["x", "y"] and list(given_masks(videos["y"])) == ["00000"]
-    assert torch.equal(given_masks(videos["x"])["00000"], labels_at(0, {1: 0, 2: 0}))
+    assert torch.equal(given_masks(videos["x"])["00000"], object_strips(0, {1: 0, 2: 0}))
     assert [(r.split, r.found, r.expected) for r in describe_data(tmp_path) if r.found] == [("test-dev", 2, 30)]
 
 
@@ -160,13 +110,11 @@ def test_a_split_at_both_rates(tree):
     slow, fast = YouTubeVOS(tree), YouTubeVOS(tree, all_frames=True)
     assert slow.names == fast.names == ["a", "b"]
     for name in slow.names:
-        assert slow[name].names == [f"{t:05d}" for t in range(0, 21, 5)] and fast[name].names == [
-            f"{t:05d}" for t in range(21)
-        ]
+        assert slow[name].names == [f"{t:05d}" for t in range(0, 21, 5)]
+        assert fast[name].names == [f"{t:05d}" for t in range(21)]
         assert slow[name].asked == fast[name].asked and slow[name].object_ids == sorted(slow.notes[name])
-        assert {k: m.tolist() for k, m in slow[name].given.items()} == {
-            k: m.tolist() for k, m in fast[name].given.items()
-        }
+        given = [{k: m.tolist() for k, m in videos[name].given.items()} for videos in (slow, fast)]
+        assert given[0] == given[1]
     assert {k: m.unique().tolist() for k, m in fast["b"].given.items()} == {"00005": [0, 7], "00015": [0, 2]}
     assert fast["b"].asked[0] == "00005" and fast["b"].annotated == [5, 15] and fast[1].name == "b"
     assert [v.name for v in fast] == ["a", "b"] and isinstance(next(iter(fast)), YouTubeVideo)
@@ -177,11 +125,10 @@ def test_a_split_at_both_rates(tree):
 def test_trees_are_found_however_they_were_unpacked(tree, tmp_path_factory):
     base = tmp_path_factory.mktemp("years")
     for year, n in ((2018, 1), (2019, 2)):
-        make_split(base / str(year), "valid", {f"v{k}": {1: 0} for k in range(n)}, last=5)
+        make_youtube(base / str(year), "valid", {f"v{k}": {1: 0} for k in range(n)}, last=5)
     assert len(YouTubeVOS(base)) == 1 and len(YouTubeVOS(base, year=2019)) == 2
-    assert (
-        YouTubeVOS(tree / "valid").names == ["a", "b"] and YouTubeVOS(tree / "valid", all_frames=True)["a"].length == 21
-    )
+    assert YouTubeVOS(tree / "valid").names == ["a", "b"]
+    assert YouTubeVOS(tree / "valid", all_frames=True)["a"].length == 21
     refused(["test", "meta.json", "train"], YouTubeVOS, tree, "test")
     refused("no such folder", YouTubeVOS, tree / "nowhere")
     refused("2018 or 2019", YouTubeVOS, tree, year=2020)
@@ -200,7 +147,7 @@ def test_what_is_absent_is_named(tree):
 
 
 def test_a_mask_that_does_not_show_its_object_is_refused(tree):
-    write_mask(tree / "valid" / "Annotations" / "b" / "00015.png", labels_at(15, {7: 5}))
+    write_mask(tree / "valid" / "Annotations" / "b" / "00015.png", object_strips(15, {7: 5}))
     refused(["object 2", "found none"], lambda: YouTubeVOS(tree)["b"].given)
 
 
@@ -217,99 +164,19 @@ def test_seen_is_what_training_names(tree):
 # ---------------------------------------------------------------- clips
 @pytest.mark.parametrize("all_frames", [False, True])
 def test_clips_of_ten_frames_from_either_rate(tmp_path, all_frames):
-    make_split(tmp_path, "train", {"t": {1: 0, 2: 25}}, last=60, all_frames="train_all_frames")
+    make_youtube(tmp_path, "train", {"t": {1: 0, 2: 25}}, last=60, all_frames="train_all_frames")
     video = YouTubeVOS(tmp_path, "train", all_frames=all_frames)["t"]
     index = sample_indices(len(video.annotated), 10, 2, torch.Generator().manual_seed(0))
     clip = load_clip(video, [video.annotated[i] for i in index], size=(9, 9))
-    assert (
-        clip.frames.shape == (10, 3, 9, 9) and (clip.masks >= 0).all() and collate([clip]).valid.sum() == len(clip.ids)
-    )
+    assert clip.frames.shape == (10, 3, 9, 9) and (clip.masks >= 0).all()
+    assert collate([clip]).valid.sum() == len(clip.ids)
 
 
 def test_real_clips_as_a_folder(data_root):
     for video in FramesAndMasks(data_root / "multi"):
         given = given_masks(video)
-        assert list(given)[0] == video.names[0] and {i for m in given.values() for i in m.unique().tolist()} - {
-            0
-        } == set(video.object_ids)
+        ids = {i for m in given.values() for i in m.unique().tolist()}
+        assert list(given)[0] == video.names[0] and ids - {0} == set(video.object_ids)
         for name, labels in given.items():
             shown = video.mask(video.names.index(name))
             assert torch.equal(labels[labels > 0], shown[labels > 0])
-
-
-# ---------------------------------------------------------------- the inventory
-def make_stills(images, masks, n, suffix=".png"):
-    for i in range(n):
-        picture(images / f"{i}.jpg", i)
-        masks.mkdir(parents=True, exist_ok=True)
-        (masks / f"{i}{suffix}").write_bytes(b"")
-
-
-def test_every_data_set_of_the_paper_is_recognised(tmp_path):
-    make_split(tmp_path / "YouTube" / "2018", "valid", {"a": {1: 0}}, last=5, all_frames="valid_all_frames")
-    make_split(tmp_path / "YouTube" / "2019", "train", {"a": {1: 0}, "b": {1: 0}}, last=5)
-    make_stills(tmp_path / "coco" / "train2017", tmp_path / "none", 3)
-    (tmp_path / "coco" / "annotations").mkdir()
-    (tmp_path / "coco" / "annotations" / "instances_train2017.json").write_text("{}")
-    make_stills(tmp_path / "s" / "ECSSD" / "images", tmp_path / "s" / "ECSSD" / "ground_truth_mask", 2)
-    make_stills(
-        tmp_path / "benchmark_RELEASE" / "dataset" / "img",
-        tmp_path / "benchmark_RELEASE" / "dataset" / "inst",
-        4,
-        ".mat",
-    )
-    make_stills(tmp_path / "MSRA10K_Imgs_GT" / "Imgs", tmp_path / "MSRA10K_Imgs_GT" / "Imgs", 5)
-    make_stills(tmp_path / "HKU-IS" / "imgs", tmp_path / "HKU-IS" / "gt", 6)
-    make_stills(tmp_path / "mine" / "images", tmp_path / "mine" / "masks", 7)
-    (tmp_path / "mine" / "masks" / "0.png").unlink()
-    rows = {(r.dataset, r.split): r for r in describe_data(tmp_path)}
-    assert {k: r.found for k, r in rows.items() if r.found} == {
-        ("YouTube-VOS 2018", "valid"): 1,
-        ("YouTube-VOS 2018", "valid_all_frames"): 1,
-        ("YouTube-VOS 2019", "train"): 2,
-        ("COCO", "stills"): 3,
-        ("ECSSD", "stills"): 2,
-        ("SBD", "stills"): 4,
-        ("MSRA10K", "stills"): 5,
-        ("HKU-IS", "stills"): 6,
-        ("mine", "stills"): 6,
-    }
-    assert (
-        {k for k in rows if k[0] != "mine"} == set(OFFICIAL)
-        and rows["mine", "stills"].complete
-        and not rows["COCO", "stills"].complete
-    )
-    assert (
-        rows["YouTube-VOS 2018", "valid"].next
-        == f"stremn evaluate {tmp_path / 'YouTube' / '2018'} --pred masks --weights vos-small --year 2018 "
-        "--split valid --zip masks.zip"
-    )
-    assert rows["YouTube-VOS 2018", "valid_all_frames"].next.endswith("--split valid --all-frames --zip masks.zip")
-    assert "--protocol small" in rows["ECSSD", "stills"].next
-    assert (
-        rows["HKU-IS", "stills"].next == f"stremn train vos --protocol paper --data {tmp_path} --out run"
-        and not rows["mine", "stills"].next
-    )
-    assert not rows["DAVIS 2017", "val"].next and rows["DAVIS 2017", "val"].source.startswith("https://")
-
-
-def test_the_year_follows_from_the_path_or_from_507_videos(tmp_path):
-    for i in range(507):
-        (tmp_path / "yt" / "valid" / "JPEGImages" / str(i)).mkdir(parents=True)
-        (tmp_path / "yt" / "valid" / "Annotations" / str(i)).mkdir(parents=True)
-    (tmp_path / "yt" / "valid" / "meta.json").write_text("{}")
-    picture(tmp_path / "yt" / "valid" / "JPEGImages" / "0" / "0.jpg")
-    make_split(tmp_path / "yt", "train", {"a": {1: 0}}, last=5, all_frames="all_frames/train_all_frames")
-    found = {(r.dataset, r.split): r.complete for r in describe_data(tmp_path) if r.found}
-    assert found == {
-        ("YouTube-VOS 2019", "valid"): True,
-        ("YouTube-VOS 2019", "train"): False,
-        ("YouTube-VOS 2019", "train_all_frames"): True,
-    }
-
-
-def test_the_development_folder_is_described(data_root):
-    found = {(r.dataset, r.split): r.found for r in describe_data(data_root) if r.found}
-    assert (
-        found["DAVIS 2016", "train"] == 30 and found["ECSSD", "stills"] == 1000 and found["pennfudan", "stills"] == 170
-    )

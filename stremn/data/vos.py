@@ -37,7 +37,8 @@ def _images(
     what:str,    # What the caller expects there, for the message
 )->dict[str,Path]: # Stem to file, in natural order
     "The images of one folder by name without ending; hidden files are skipped."
-    if not folder.is_dir(): raise StremnError(f"{folder}: expected {what}, found {_instead(folder)}")
+    if not folder.is_dir():
+        raise StremnError(f"{folder}: expected {what}, found {_instead(folder)}")
     files = [p for p in folder.iterdir() if _is_image(p) and p.is_file()]
     if not files:
         inside = sorted(p.name for p in folder.iterdir() if p.is_dir())
@@ -260,15 +261,15 @@ def _listed(
 
 def _check_missing(
     root:Path,              # Data set, for the message
-    listed:Sequence[str],   # What should be there
-    missing:Sequence[str],  # What is not
-    what:str,               # "sequences of DAVIS 2017 val at 480p"
+    what:str,               # "3 sequences of DAVIS 2017 val at 480p"
+    listed:Sequence[str],   # Their names
+    missing:Sequence[str],  # Those that are not there
     allow_missing:bool,     # Go on without some, but not without all
 )->None:
     "Refuse a data set that is incomplete, unless that is allowed, or absent."
     if missing and not allow_missing:
         found = len(listed)-len(missing)
-        raise StremnError(f"{root}: expected {len(listed)} {what}, found {found}; "
+        raise StremnError(f"{root}: expected {what}, found {found}; "
                           f"missing {_first_few(missing)} (allow_missing goes on without)")
     if len(missing)==len(listed):
         raise StremnError(f"{root}: expected {what}, found none of {len(listed)}")
@@ -311,8 +312,8 @@ class DAVIS(VideoSet):
         pairs = {n:(root/"JPEGImages"/level/n, root/"Annotations"/level/n) for n in names}
         found = {n:folders for n,folders in pairs.items() if all(f.is_dir() for f in folders)}
         missing = [n for n in names if n not in found]
-        what = f"sequences of DAVIS {year} {split} at {resolution}"
-        _check_missing(root, names, missing, what, allow_missing)
+        what = f"{len(names)} sequences of DAVIS {year} {split} at {resolution}"
+        _check_missing(root, what, names, missing, allow_missing)
         super().__init__(found, merge=year==2016, missing=missing)
 
 # %% ../../nbs/library/13_data.vos.ipynb #7021a1c4

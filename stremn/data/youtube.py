@@ -38,8 +38,8 @@ def _note(
     frames = entry.get("frames") if isinstance(entry, dict) else None
     listed = isinstance(frames, list) and len(frames)>0
     if not listed or not all(isinstance(f, str) for f in frames):
-        raise StremnError(f"{where}, object {key}: expected a list \"frames\" with the names of its "
-                          f"frames, found {str(frames)[:40]}")
+        raise StremnError(f"{where}, object {key}: expected a list \"frames\" with the names of "
+                          f"its frames, found {str(frames)[:40]}")
     return int(key),Note(tuple(sorted(frames, key=natural_key)), entry.get("category"))
 
 def _entries(
@@ -153,8 +153,8 @@ def _frames_folder(
     tried = [up/name/"JPEGImages" for up in (folder.parent, folder.parent/"all_frames")]
     found = next((p for p in tried if p.is_dir()), None)
     if found is None:
-        raise StremnError(f"{folder.parent/name}: expected JPEGImages with every frame, found no such "
-                          "folder (a separate download; all_frames=False does without)")
+        raise StremnError(f"{folder.parent/name}: expected JPEGImages with every frame, found no "
+                          "such folder (a separate download; all_frames=False does without)")
     return found
 
 # %% ../../nbs/library/14_data.youtube.ipynb #d08c5023
@@ -194,7 +194,8 @@ class YouTubeVOS(VideoSet):
         pairs = {n:(frames/n, self.root/"Annotations"/n) for n in notes}
         found = {n:folders for n,folders in pairs.items() if all(f.is_dir() for f in folders)}
         missing = [n for n in notes if n not in found]
-        _check_missing(self.root, list(notes), missing, "videos of meta.json", allow_missing)
+        what = f"the {len(notes)} videos of meta.json"
+        _check_missing(self.root, what, list(notes), missing, allow_missing)
         super().__init__(found, missing=missing)
         self.notes:Notes = {n:notes[n] for n in self.names}
 
@@ -216,7 +217,7 @@ def unseen_objects(
 )->set[tuple[str,int]]:    # (video, object id) of each object whose category is not among them
     "The objects of unseen categories, which Table 4 scores separately."
     seen = set(seen)
-    if not seen: raise StremnError("seen: expected the categories of the training split, found none")
+    check(seen, "seen: expected the categories of the training split, found none")
     rows = [(video, i, note) for video,objects in notes.items() for i,note in objects.items()]
     blank = [(video, i) for video,i,note in rows if note.category is None]
     if blank:
