@@ -1,61 +1,29 @@
-"""Films to predict: windows against the published loaders' walks, official trees, the real clips, refusals."""
+"""Videos to predict: windows against the published loaders' walks, official trees, the real clips, refusals."""
 import gzip
-import shlex
 from dataclasses import replace
 
-import av
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from helpers import make_kth, shade, write_avi, write_digits, write_mp4
 from refusals import refused
 from stremn.core import StremnError
-from stremn.data.catalog import PREDICTION_SETS, count_windows, describe_prediction
-from stremn.data.prediction import PREDICTION_DATA, LUMA, KTH_ABSENT, KTH_ACTIONS, VideoEntry, PredictionData, action_videos, bounce, each_window, prediction_data, entry_windows, find_tree, find_trees, folder_videos, human_videos, kth_videos, moving_digits, prepare, read_digits, read_entry, read_moving, read_sequences, runs, spread, training_entries, window_starts, windows_to_test
-from stremn.data.video import VideoWriter
-from stremn.prediction.train import PredictionPhase, PredictionTask, PredictionTraining
+from stremn.data.catalog import count_windows, describe_prediction
+from stremn.data.prediction import (
+    PREDICTION_DATA, PredictionData, VideoEntry, action_videos, bounce, each_window, entry_windows, folder_videos,
+    human_videos, kth_videos, moving_digits, prediction_data, prepare, read_digits, read_entry, read_moving,
+    read_sequences, runs, spread, training_entries, window_starts, windows_to_test,
+)
+from stremn.images import LUMA
 from stremn.models.prediction import PredictionConfig
-
-
-def shade(t):
-    "Brightness of made frame `t`, from 0 on: the frame's number can be read off its pixels."
-    return 2 * t + 20
-
-
-def avi(path, n, size=(120, 160), codec="ffv1"):
-    "An avi of `n` even grey frames, without loss."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as box:
-        stream = box.add_stream(codec, rate=25, width=size[1], height=size[0], pix_fmt="bgr0")
-        for t in range(n):
-            pixels = np.full((*size, 3), shade(t), np.uint8)
-            box.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format="bgr0")))
-        box.mux(stream.encode())
-    return path
-
-
-def mp4(path, n):
-    with VideoWriter(path, 25, (48, 64), quality=1) as out:
-        for t in range(n):
-            out.write(torch.full((3, 48, 64), shade(t) / 255))
-    return path
-
-
-def kth(root, lengths, listed=None):
-    "KTH's tree: {(person, action): frames}, and the ranges of its sequence file."
-    lines = []
-    for (person, action), n in lengths.items():
-        name = f"person{person:02}_{action}_d1"
-        avi(root / action / f"{name}_uncomp.avi", n)
-        lines.append(f"{name}\t\tframes\t{(listed or {}).get((person, action), f'1-{n}')}")
-    (root / "00sequences.txt").write_text("\n".join(["A list", "", *lines, "person13_handclapping_d3 *missing*"]))
-    return root
+from stremn.prediction.train import PredictionPhase, PredictionTask, PredictionTraining
 
 
 # ---------------------------------------------------------------- windows
 def mim_walk(names, length, step, interval=2, apart=5):
-    "MIM's rule, read off its loader: one list of all frames, start after start; (film, number of its first frame)."
+    "MIM's rule, read off its loader: one list of all frames, start after start; (video, number of its first frame)."
     at, out = 0, []
     while at + interval * length - 1 < len(names):
         (f0, n0), (f1, n1) = names[at], names[at + interval * (length - 1)]
@@ -69,17 +37,17 @@ def mim_walk(names, length, step, interval=2, apart=5):
 
 
 @pytest.mark.parametrize("step", [10, 5])
-def test_human_windows_are_mims_but_for_its_last_one(step):
+def test_windows_of_human36m_are_mims_but_for_its_last_one(step):
     rng = np.random.default_rng(step)
     for _ in range(20):
-        films = {f: list(range(1, 5 * int(rng.integers(1, 60)) + 1, 5)) for f in range(6)}
-        ours = [(f, n[s]) for f, n in films.items() for s in window_starts(n, 8, step, 2, 5)]
-        theirs = mim_walk([(f, n) for f, ns in films.items() for n in ns], 8, step)
-        assert ours == theirs or ours[:-1] == theirs and len(films[5]) == ours[-1][1] // 5 + 15
+        videos = {f: list(range(1, 5 * int(rng.integers(1, 60)) + 1, 5)) for f in range(6)}
+        ours = [(f, n[s]) for f, n in videos.items() for s in window_starts(n, 8, step, 2, 5)]
+        theirs = mim_walk([(f, n) for f, ns in videos.items() for n in ns], 8, step)
+        assert ours == theirs or ours[:-1] == theirs and len(videos[5]) == ours[-1][1] // 5 + 15
 
 
 def predrnn_walk(frames, length, category):
-    "PredRNN's rule, read off its loader: from the end; (film, number of the first frame), sorted."
+    "PredRNN's rule, read off its loader: from the end; (video, number of the first frame), sorted."
     at, out = len(frames) - 1, []
     while at >= length - 1:
         (f0, n0), (f1, n1) = frames[at - length + 1], frames[at]
@@ -93,15 +61,15 @@ def predrnn_walk(frames, length, category):
 def test_kth_windows_are_predrnns():
     rng = np.random.default_rng(0)
     for _ in range(20):
-        films = [sorted((1 + rng.choice(150, int(rng.integers(60, 150)), replace=False)).tolist()) for _ in range(4)]
-        films += [list(range(1, int(n))) for n in rng.integers(2, 100, 4)]
-        category = rng.integers(1, 3, len(films))
+        videos = [sorted((1 + rng.choice(150, int(rng.integers(60, 150)), replace=False)).tolist()) for _ in range(4)]
+        videos += [list(range(1, int(n))) for n in rng.integers(2, 100, 4)]
+        category = rng.integers(1, 3, len(videos))
         for name, split in (("kth", "test"), ("kth-predrnn", "train")):
             p = prediction_data(name)
-            made = [VideoEntry(str(f), 1, "running" if category[f] == 2 else "boxing", tuple(n), ())
-                    for f, n in enumerate(films)]
-            ours = [(f, x.numbers[s]) for f, x in enumerate(made) for s in entry_windows(x, p, split)]
-            theirs = predrnn_walk([(f, n) for f, ns in enumerate(films) for n in ns], p.length(split), category)
+            entries = [VideoEntry(str(f), 1, "running" if category[f] == 2 else "boxing", tuple(n), ())
+                       for f, n in enumerate(videos)]
+            ours = [(f, x.numbers[s]) for f, x in enumerate(entries) for s in entry_windows(x, p, split)]
+            theirs = predrnn_walk([(f, n) for f, ns in enumerate(videos) for n in ns], p.length(split), category)
             assert ours == theirs
 
 
@@ -118,7 +86,7 @@ def test_windows_stay_inside_and_apart():
                 assert used == list(range(used[0], used[0] + (length - 1) * k + 1))
 
 
-def test_runs_partition_a_film_at_its_gaps():
+def test_a_video_is_split_at_its_gaps():
     assert runs([]) == [range(0, 0)]
     assert runs([1, 2, 3, 7, 8, 12]) == [range(0, 3), range(3, 5), range(5, 6)]
     assert runs([1, 6, 11, 12], 5) == [range(0, 3), range(3, 4)]
@@ -131,7 +99,8 @@ def test_protocols_split_people_without_overlap():
         assert p.source and p.length("test") == p.observed + p.future
     assert prediction_data("kth").groups("test") == tuple(range(17, 26))
     assert prediction_data("h36m").groups("test") == (9, 11)
-    own = PredictionData("x", "folder", 2, 2, 2, 16, 1, (0,), (), (1,))
+    own = PredictionData(name="x", dataset="folder", observed=2, future=2, learned=2, size=16, channels=1,
+                         train=(0,), choose=(), test=(1,))
     assert prediction_data(own) is own
     refused("protocol: expected one of", prediction_data, "nope")
     refused("split: expected train, choose or test", own.groups, "val")
@@ -175,10 +144,10 @@ def test_prepare_is_opencvs_resize_of_the_right_part():
 
 # ---------------------------------------------------------------- KTH
 def test_kth_reads_the_listed_frames_and_no_others(tmp_path):
-    root = kth(tmp_path, {(1, "boxing"): 70, (16, "walking"): 40, (17, "boxing"): 70, (20, "running"): 40},
+    root = make_kth(tmp_path, {(1, "boxing"): 70, (16, "walking"): 40, (17, "boxing"): 70, (20, "running"): 40},
                {(17, "boxing"): "3-32, 33-34, 40-69", (20, "running"): "1-35"})
-    films = {f.name: f for f in kth_videos(root, allow_missing=True)}
-    assert films["person17_boxing_d1"].numbers == (*range(3, 35), *range(40, 70))
+    videos = {f.name: f for f in kth_videos(root, allow_missing=True)}
+    assert videos["person17_boxing_d1"].numbers == (*range(3, 35), *range(40, 70))
     x, names = windows_to_test(root, "kth", allow_missing=True)
     assert names == ["person17_boxing_d1@5", "person17_boxing_d1@40", "person20_running_d1@3", "person20_running_d1@6"]
     assert x.shape == (4, 30, 1, 128, 128) and x.dtype == torch.uint8
@@ -197,32 +166,32 @@ def test_kth_reads_the_listed_frames_and_no_others(tmp_path):
     assert [n for n, _ in each_window(root, "kth", None, True)][1] == "person17_boxing_d1@40"
 
 
-def test_kth_frame_folders_give_the_same_films(tmp_path):
+def test_folders_of_frames_give_the_same_videos_of_kth(tmp_path):
     for n in (1, 2, 3, 7):
         path = tmp_path / "walking" / "person02_walking_d3_uncomp" / f"image_{n:04}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (160, 120), 10 * n).save(path, quality=100)
-    film, = kth_videos(tmp_path, allow_missing=True)
-    assert (film.name, film.group, film.action, film.numbers) == ("person02_walking_d3", 2, "walking", (1, 2, 3, 7))
-    assert read_entry(film, "kth", [3, 0])[:, 0, 0, 0].tolist() == [70, 10]
-    refused("found none in 0 films", windows_to_test, tmp_path, "kth", allow_missing=True)
+    entry, = kth_videos(tmp_path, allow_missing=True)
+    assert (entry.name, entry.group, entry.action, entry.numbers) == ("person02_walking_d3", 2, "walking", (1, 2, 3, 7))
+    assert read_entry(entry, "kth", [3, 0])[:, 0, 0, 0].tolist() == [70, 10]
+    refused("found none in 0 videos", windows_to_test, tmp_path, "kth", allow_missing=True)
     refused(["30 frames for train of kth", "2 pieces, the longest of 3"], training_entries, tmp_path, "kth",
             allow_missing=True)
-    refused("expected KTH's 599 films, found 1; missing person01_boxing_d1", kth_videos, tmp_path)
-    (film.source[0].parent / "image_1.png").write_bytes(film.source[0].read_bytes())
+    refused("expected KTH's 599 videos, found 1; missing person01_boxing_d1", kth_videos, tmp_path)
+    (entry.source[0].parent / "image_1.png").write_bytes(entry.source[0].read_bytes())
     refused("expected one image a number, found two", kth_videos, tmp_path, True)
-    for f in film.source[0].parent.iterdir():
+    for f in entry.source[0].parent.iterdir():
         f.rename(f.with_name(f"odd{f.name}"))
     refused("expected frames called image_0001.jpg, found 5 other images", kth_videos, tmp_path, True)
 
 
-def test_kth_short_and_broken_videos(tmp_path):
-    root = kth(tmp_path, {(17, "boxing"): 40}, {(17, "boxing"): "1-30, 31-99"})
+def test_short_and_broken_videos_of_kth_are_cut_or_refused(tmp_path):
+    root = make_kth(tmp_path, {(17, "boxing"): 40}, {(17, "boxing"): "1-30, 31-99"})
     assert kth_videos(root, True)[0].numbers == tuple(range(1, 41))        # listed beyond the end: cut there
     video = root / "boxing" / "person17_boxing_d1_uncomp.avi"
-    film = VideoEntry("x", 17, "boxing", tuple(range(1, 60)), video)
-    refused("expected frame 59, found the end after 40", read_entry, film, "kth")
-    refused("expected at least one frame", read_entry, film, "kth", [])
+    entry = VideoEntry("x", 17, "boxing", tuple(range(1, 60)), video)
+    refused("expected frame 59, found the end after 40", read_entry, entry, "kth")
+    refused("expected at least one frame", read_entry, entry, "kth", [])
     (root / "00sequences.txt").write_text("person17_boxing_d1 frames 50-60")
     refused("expected frames 50 on, found a video of 40", kth_videos, root, True)
     (root / "00sequences.txt").write_text("person18_boxing_d1 frames 1-60")
@@ -239,22 +208,22 @@ def test_kth_short_and_broken_videos(tmp_path):
     (root / "00sequences.txt").write_text("person17_boxing_d1 frames 1-40")
     video.write_bytes(video.read_bytes()[:200])
     refused(str(video), kth_videos, root, True)
-    refused("expected KTH, found no data set of films", kth_videos, tmp_path / "boxing")
+    refused("expected KTH, found no data set of videos", kth_videos, tmp_path / "boxing")
     refused("no such folder", kth_videos, tmp_path / "nowhere")
 
 
 # ---------------------------------------------------------------- Human3.6M
-def test_human_frames_and_videos_are_the_same_films(tmp_path):
+def test_frames_and_videos_of_human36m_give_the_same_windows(tmp_path):
     flat, tree = tmp_path / "flat", tmp_path / "tree"
     flat.mkdir()
     for take, n in (("", 80), (" 1", 200)):
-        avi(tree / "S9" / "Videos" / f"Walking{take}.54138969.mp4".replace(".mp4", ".avi"), n % 110, (40, 40))
+        write_avi(tree / "S9" / "Videos" / f"Walking{take}.54138969.mp4".replace(".mp4", ".avi"), n % 110, (40, 40))
         for i in range(1, n % 110 + 1, 5):
             name = f"S9_Walking{take.replace(' ', '_')}.54138969_{i:06}.jpg"
             Image.new("RGB", (40, 40), (shade(i - 1),) * 3).save(flat / name, quality=100)
     for other in ("S9_WalkDog.54138969_000001.jpg", "S9_WalkTogether_1.54138969_000001.jpg", "S9_Eating.1_000001.jpg"):
         Image.new("RGB", (40, 40)).save(flat / other)
-    avi(tree / "S9" / "Videos" / "WalkingDog.54138969.avi", 10, (40, 40))
+    write_avi(tree / "S9" / "Videos" / "WalkingDog.54138969.avi", 10, (40, 40))
     assert [f.name for f in human_videos(flat, True)] == [f.name for f in human_videos(tree, True)]
     (x, names), (y, same) = (windows_to_test(p, "h36m", allow_missing=True) for p in (flat, tree))
     assert names == same == ["S9_Walking.54138969@1", "S9_Walking_1.54138969@1", "S9_Walking_1.54138969@26"][:len(same)]
@@ -263,31 +232,24 @@ def test_human_frames_and_videos_are_the_same_films(tmp_path):
     refused(["expected walking scenes of subjects", "found none of [1, 5, 6, 7, 8, 11]"], human_videos, flat)
 
 
-def test_human_training_films_hold_every_second_stored_frame(tmp_path):
+def test_training_videos_of_human36m_have_every_second_stored_frame(tmp_path):
     for i in range(1, 200, 5):
         Image.new("RGB", (40, 40), (i,) * 3).save(tmp_path / f"S1_Walking_1.55011271_{i:06}.jpg", quality=100)
-    (film,), names = training_entries(tmp_path, "h36m", allow_missing=True)
-    assert film.shape == (20, 3, 128, 128) and names == ["S1_Walking_1.55011271@1"]
-    assert (film[:, 0, 0, 0].int() - torch.arange(1, 200, 10)).abs().max() <= 1
+    (video,), names = training_entries(tmp_path, "h36m", allow_missing=True)
+    assert video.shape == (20, 3, 128, 128) and names == ["S1_Walking_1.55011271@1"]
+    assert (video[:, 0, 0, 0].int() - torch.arange(1, 200, 10)).abs().max() <= 1
 
 
 # ---------------------------------------------------------------- Moving MNIST
-def digits_file(path, n=5, pack=True):
-    digits = np.random.default_rng(0).integers(0, 256, (n, 28, 28), dtype=np.uint8)
-    raw = np.array([0x803, n, 28, 28], ">i4").tobytes() + digits.tobytes()
-    path.write_bytes(gzip.compress(raw) if pack else raw)
-    return digits
-
-
 @pytest.mark.parametrize("name,pack", [("train-images-idx3-ubyte.gz", True), ("train-images.idx3-ubyte", False)])
 def test_digits_come_packed_or_not(tmp_path, name, pack):
-    digits = digits_file(tmp_path / name, pack=pack)
+    digits = write_digits(tmp_path / name, pack=pack)
     assert (read_digits(tmp_path / name) == digits).all()
-    films, names = training_entries(tmp_path, "mmnist", limit=3)
+    videos, names = training_entries(tmp_path, "mmnist", limit=3)
     again, _ = training_entries(tmp_path.parent, "mmnist", limit=3)
     held, _ = training_entries(tmp_path, "mmnist", "choose", limit=3)
-    assert len(films) == 3 == len(names) and films[0].shape == (20, 1, 64, 64) and films[0].dtype == torch.uint8
-    assert all(torch.equal(a, b) for a, b in zip(films, again)) and not torch.equal(films[0], held[0])
+    assert len(videos) == 3 == len(names) and videos[0].shape == (20, 1, 64, 64) and videos[0].dtype == torch.uint8
+    assert all(torch.equal(a, b) for a, b in zip(videos, again)) and not torch.equal(videos[0], held[0])
 
 
 def test_a_digit_moves_whole_and_the_brighter_is_seen():
@@ -305,7 +267,7 @@ def test_a_digit_moves_whole_and_the_brighter_is_seen():
     refused("size: expected more than 28", moving_digits, digits, rng, size=28)
 
 
-def test_stored_sequences(tmp_path):
+def test_stored_sequences_are_read_as_they_are(tmp_path):
     stored = np.random.default_rng(0).integers(0, 256, (20, 7, 64, 64), dtype=np.uint8)
     np.save(tmp_path / "mnist_test_seq.npy", stored)
     x, names = windows_to_test(tmp_path, "mmnist")
@@ -324,13 +286,13 @@ def test_stored_sequences(tmp_path):
 
 
 def test_moving_digits_obey_the_size(tmp_path):
-    digits = digits_file(tmp_path / "train-images-idx3-ubyte")
+    digits = write_digits(tmp_path / "train-images-idx3-ubyte")
     wide = replace(prediction_data("mmnist"), size=96)
     for split, salt in (("train", 0), ("choose", 1)):
-        films, _ = training_entries(tmp_path, wide, split, limit=2)
-        for i, film in enumerate(films):
-            assert film.shape == (20, 1, 96, 96)
-            assert torch.equal(film, moving_digits(digits, np.random.default_rng([salt, i]), 20, size=96))
+        videos, _ = training_entries(tmp_path, wide, split, limit=2)
+        for i, video in enumerate(videos):
+            assert video.shape == (20, 1, 96, 96)
+            assert torch.equal(video, moving_digits(digits, np.random.default_rng([salt, i]), 20, size=96))
     corners = torch.cat(training_entries(tmp_path, wide, limit=20)[0])
     assert corners[..., 64:, :].any() and corners[..., 64:].any()                  # they use the whole canvas
     refused("size: expected more than 28, found 28", training_entries, tmp_path, replace(wide, size=28), limit=1)
@@ -340,9 +302,9 @@ def test_moving_digits_obey_the_size(tmp_path):
             wide)
 
 
-def test_broken_digits(tmp_path):
+def test_broken_files_of_digits_are_refused(tmp_path):
     path = tmp_path / "train-images-idx3-ubyte.gz"
-    digits_file(path)
+    write_digits(path)
     whole = path.read_bytes()
     refused("mnist_test_seq.npy, found none", windows_to_test, tmp_path, "mmnist")
     for broken, said in ((whole[:100], "expected gzip, found damage"), (b"", "found a file that begins with nothing"),
@@ -354,121 +316,51 @@ def test_broken_digits(tmp_path):
 
 
 # ---------------------------------------------------------------- folders, inventory, tasks
-def test_any_folder(tmp_path):
+def test_any_folder_is_split_by_position_or_by_train_and_test(tmp_path):
     for i in range(6):
-        mp4(tmp_path / f"film{i}.mp4", 22)
+        write_mp4(tmp_path / f"video{i}.mp4", 22)
     for t in range(25):
         (tmp_path / "shots").mkdir(exist_ok=True)
         Image.new("RGB", (32, 24), (9 * t, 0, 0)).save(tmp_path / "shots" / f"{t}.png")
-    (tmp_path / "notes.txt").write_text("not a film")
+    (tmp_path / "notes.txt").write_text("not a video")
     assert [(f.name, f.group) for f in folder_videos(tmp_path)] == [
-        ("film0", 2), ("film1", 0), ("film2", 0), ("film3", 0), ("film4", 1), ("film5", 0), ("shots", 0)]
-    films, names = training_entries(tmp_path, "folder")
-    assert names[-1] == "shots@1" and films[-1][:, 0, 9, 9].tolist() == [9 * t for t in range(25)]   # natural order
+        ("video0", 2), ("video1", 0), ("video2", 0), ("video3", 0), ("video4", 1), ("video5", 0), ("shots", 0)]
+    videos, names = training_entries(tmp_path, "folder")
+    assert names[-1] == "shots@1" and videos[-1][:, 0, 9, 9].tolist() == [9 * t for t in range(25)]   # natural order
     x, names = windows_to_test(tmp_path, "folder")
-    assert names == ["film4@1"] and x.shape == (1, 20, 3, 64, 64)
+    assert names == ["video4@1"] and x.shape == (1, 20, 3, 64, 64)
     for part in ("train", "test"):
-        mp4(tmp_path / part / "a.mp4", 20)
+        write_mp4(tmp_path / part / "a.mp4", 20)
     assert [(f.name, f.group) for f in folder_videos(tmp_path)] == [("train/a", 2), ("test/a", 1)]
     refused("found none", folder_videos, tmp_path / "shots")
     refused("found a file", folder_videos, tmp_path / "notes.txt")
 
 
-def test_films_of_a_folder_have_names_of_their_own(tmp_path):
+def test_videos_of_a_folder_have_different_names(tmp_path):
     for i in range(1, 12):
         (tmp_path / f"walk.{i:02}").mkdir()
         Image.new("RGB", (8, 8)).save(tmp_path / f"walk.{i:02}" / "1.png")
-    mp4(tmp_path / "a.mp4", 3)
-    (tmp_path / "empty.avi").mkdir()                                               # a folder without images: no film
+    write_mp4(tmp_path / "a.mp4", 3)
+    (tmp_path / "empty.avi").mkdir()                                               # a folder without images: no video
     walks = [f"walk.{i:02}" for i in range(1, 12)]
     assert [f.name for f in folder_videos(tmp_path)] == ["a", *walks]
     for other in ("a", "a.mkv"):
-        (tmp_path / other).mkdir() if other == "a" else mp4(tmp_path / "b.mp4", 3).rename(tmp_path / other)
+        (tmp_path / other).mkdir() if other == "a" else write_mp4(tmp_path / "b.mp4", 3).rename(tmp_path / other)
         Image.new("RGB", (8, 8)).save(tmp_path / "a" / "1.png")
         found = folder_videos(tmp_path)
         assert len({f.name for f in found}) == len(found) and {"a", "a.mp4", other, *walks} == {f.name for f in found}
     assert all(f.name == (f.source if f.name.startswith("a.") else f.source[0].parent).name for f in found)
     for part in ("train", "test"):
-        mp4(tmp_path / "own" / part / "a.mp4", 3)
-    mp4(tmp_path / "own" / "test" / "a.avi.mp4", 3).rename(tmp_path / "own" / "test" / "a.avi")
+        write_mp4(tmp_path / "own" / part / "a.mp4", 3)
+    write_mp4(tmp_path / "own" / "test" / "a.avi.mp4", 3).rename(tmp_path / "own" / "test" / "a.avi")
     assert [f.name for f in folder_videos(tmp_path / "own")] == ["train/a", "test/a.avi", "test/a.mp4"]
 
 
-def test_commands_are_given_where_training_would_not_refuse(tmp_path):
-    root = tmp_path / "all of it"
-    names = [(a, f"person{p:02}_{a}_d{d}") for p in range(1, 26) for a in KTH_ACTIONS for d in range(1, 5)]
-    for action, name in names:
-        if name != KTH_ABSENT:
-            (root / "kth" / action / f"{name}_uncomp").mkdir(parents=True)
-            (root / "kth" / action / f"{name}_uncomp" / "image_0001.jpg").touch()
-
-    def commands(dataset="KTH"):
-        return {r.split: shlex.split(r.next) for r in describe_prediction(root) if r.dataset == dataset}
-    train = ["stremn", "train", "prediction", "--protocol", "kth", "--data", str(root / "kth"), "--out", "run"]
-    assert commands() == {"train": train, "test": []} and len(kth_videos(train[6])) == 599
-    film = root / "kth" / "boxing" / "person25_boxing_d4_uncomp"                   # a test film: training refuses, too
-    film.rename(tmp_path / "away")
-    assert commands() == {"train": [], "test": []}
-    refused("expected KTH's 599 films, found 598", kth_videos, root)
-    film.with_suffix(".avi").touch()                                               # a video, and no list of frames
-    assert commands() == {"train": [], "test": []}
-    refused("expected KTH's 00sequences.txt", kth_videos, root)
-    (root / "kth" / "sequences").mkdir()
-    (root / "kth" / "sequences" / "00sequences.txt").write_text("person25_boxing_d4 frames 1-2")
-    assert commands() == {"train": train, "test": []}
-
-
-def test_commands_for_moving_mnist(tmp_path, monkeypatch):
-    np.save(tmp_path / "mnist_test_seq.npy", np.zeros((20, 4, 64, 64), np.uint8))
-    monkeypatch.setitem(PREDICTION_SETS, ("Moving MNIST", "test"), (4, "mmnist"))
-    monkeypatch.setitem(PREDICTION_SETS, ("Moving MNIST", "train"), (5, "mmnist"))
-    assert not any(r.next for r in describe_prediction(tmp_path))                  # nothing to learn from
-    for part in ("b", "a"):
-        (tmp_path / part).mkdir()
-        digits_file(tmp_path / part / "train-images-idx3-ubyte")
-    row = next(r for r in describe_prediction(tmp_path) if r.dataset == "Moving MNIST" and r.split == "train")
-    assert (row.where, row.found) == (".", 5)                                      # the readers look below it, too
-    assert row.next == f"stremn train prediction --protocol mmnist --data {shlex.quote(str(tmp_path))} --out run"
-    assert len(training_entries(shlex.split(row.next)[6], "mmnist", limit=1)[0]) == 1
-    monkeypatch.setitem(PREDICTION_SETS, ("Moving MNIST", "train"), (6, "mmnist"))
-    assert not any(r.next for r in describe_prediction(tmp_path))                  # five of six
-
-
-def test_the_nearest_of_equal_trees_is_named(tmp_path):
-    for where in ("a/deep", "b", "c"):
-        kth(tmp_path / where, {(1, "boxing"): 5})
-    row = next(r for r in describe_prediction(tmp_path) if r.found)
-    assert row.where == "b" and find_tree(tmp_path, "KTH") == tmp_path / "b"
-    kth(tmp_path / "c", {(1, "boxing"): 5, (2, "boxing"): 5})
-    row = next(r for r in describe_prediction(tmp_path) if r.found)
-    assert (row.where, row.found) == ("c", 2)                                      # the fullest
-
-
-def test_inventory(tmp_path):
-    kth(tmp_path / "a" / "kth", {(1, "boxing"): 5, (16, "walking"): 5, (25, "boxing"): 5})
-    (tmp_path / "b.v1").mkdir()
-    Image.new("RGB", (8, 8)).save(tmp_path / "b.v1" / "S11_Walking.58860488_000001.jpg")
-    digits_file(tmp_path / "train-images-idx3-ubyte.gz")
-    rows = {(r.dataset, r.split): r for r in describe_prediction(tmp_path)}
-    assert rows["KTH", "train"].found == 2                       # what lies beside a file of digits is found too
-    assert (rows["Moving MNIST", "train"].found, rows["Moving MNIST", "train"].where) == (5, ".")
-    assert not any(r.next for r in rows.values())                # nothing is whole: training would refuse
-    (tmp_path / "train-images-idx3-ubyte.gz").unlink()
-    rows = {(r.dataset, r.split): r for r in describe_prediction(tmp_path)}
-    assert {k: (r.found, r.expected) for k, r in rows.items()} == {
-        ("KTH", "train"): (2, 383), ("KTH", "test"): (1, 216), ("Human3.6M", "test"): (1, 16),
-        ("Human3.6M", "train"): (0, 40), ("Moving MNIST", "train"): (0, 60_000), ("Moving MNIST", "test"): (0, 10_000)}
-    assert rows["KTH", "train"].where == "a/kth" and not rows["KTH", "train"].complete
-    assert rows["Human3.6M", "train"].next == "" and rows["Human3.6M", "train"].source
-    assert dict(find_trees(tmp_path))["Human3.6M"] == tmp_path / "b.v1"
-    refused("no such folder", describe_prediction, tmp_path / "nowhere")
-
-
-def test_films_feed_the_training_task(tmp_path):
-    root = kth(tmp_path, {(1, "boxing"): 40, (2, "boxing"): 33, (15, "boxing"): 35})
-    films, _ = training_entries(root, "kth", allow_missing=True)
+def test_videos_feed_the_training_task(tmp_path):
+    root = make_kth(tmp_path, {(1, "boxing"): 40, (2, "boxing"): 33, (15, "boxing"): 35})
+    videos, _ = training_entries(root, "kth", allow_missing=True)
     held, _ = training_entries(root, "kth", "choose", allow_missing=True)
-    task = PredictionTask(PredictionTraining(PredictionConfig(), stages=(PredictionPhase(1, 2, 20),)), films, held)
+    task = PredictionTask(PredictionTraining(PredictionConfig(), stages=(PredictionPhase(1, 2, 20),)), videos, held)
     frames = task.batch(0, 0, 0).frames
     assert frames.shape == (2, 30, 1, 128, 128) and 0 <= frames.min() and frames.max() <= 1
     first = frames[:, :, 0, 0, 0].mul(255).round()
@@ -476,15 +368,15 @@ def test_films_feed_the_training_task(tmp_path):
 
 
 # ---------------------------------------------------------------- the real clips
-def test_real_action_clips(data_root):
+def test_real_action_clips_are_read(data_root):
     root = data_root / "actions"
     if not (root / "indoor").is_dir():
         pytest.skip(f"no actions/indoor below STREMN_DATA={data_root}")
     rows = count_windows(root, "small")
-    assert [(r.split, r.films) for r in rows] == [("train", 18), ("test", 9)]
-    films, names = action_videos(root, (3,), 16, (1,))
-    assert names == ["PS7A1P3T1", "PS7A2P3T1", "PS7A3P3T1"] and all(f.shape[1:] == (1, 16, 16) for f in films)
-    assert all(f.dtype == torch.uint8 and len(f) > 60 and f.float().std() > 20 for f in films)
+    assert [(r.split, r.videos) for r in rows] == [("train", 18), ("test", 9)]
+    videos, names = action_videos(root, (3,), 16, (1,))
+    assert names == ["PS7A1P3T1", "PS7A2P3T1", "PS7A3P3T1"] and all(f.shape[1:] == (1, 16, 16) for f in videos)
+    assert all(f.dtype == torch.uint8 and len(f) > 60 and f.float().std() > 20 for f in videos)
     x, _ = windows_to_test(root, "small", 2)
     assert x.shape == (2, 30, 1, 64, 64)
     refused("expected clips of persons [1, 4], found those of [1, 2, 3]", action_videos, root, (1, 4))
@@ -496,8 +388,8 @@ def test_real_action_clips(data_root):
 def test_action_clips_must_be_there(tmp_path):
     with pytest.raises(StremnError, match="expected action clips, found no data set"):
         action_videos(tmp_path)
-    mp4(tmp_path / "x.mp4", 3)
+    write_mp4(tmp_path / "x.mp4", 3)
     (tmp_path / "x.mp4").rename(tmp_path / "PS7A1P1T1.avi")
-    films, names = action_videos(tmp_path, (1,), 8)
-    assert names == ["PS7A1P1T1"] and films[0].shape == (3, 1, 8, 8)
+    videos, names = action_videos(tmp_path, (1,), 8)
+    assert names == ["PS7A1P1T1"] and videos[0].shape == (3, 1, 8, 8)
     refused("expected 27 clips, found 1", count_windows, tmp_path, "small")

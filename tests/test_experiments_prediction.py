@@ -10,7 +10,7 @@ from stremn.experiments import prediction as contest
 from stremn.experiments import measure
 from stremn.prediction import train as forecasting
 from stremn.experiments.prediction import EQUAL_TIME, NETWORKS, CONTESTS, Network, Row, is_measured, recipe_of, trained_network, run_contest
-from stremn.prediction.train import RECIPES, PredictionRecipe, dry_run, prediction_task
+from stremn.prediction.train import RECIPES, dry_run, prediction_task
 from stremn.data.prediction import PREDICTION_DATA
 from stremn.data.walkers import WalkersConfig
 from stremn.experiments.measure import PredictionEval
@@ -20,7 +20,7 @@ from stremn.models.prediction import PredictionConfig, PredictionModel
 from stremn.models.recall import RecallConfig
 from stremn.models.prediction_baselines import ConvLSTM, ConvLSTMConfig, SimVP
 from stremn.results import load_records
-from stremn.train.loop import FitConfig
+from stremn.train.loop import FitConfig, Recipe
 
 BANK = BankConfig(memory_channels=12, query_channels=12, key_channels=8, value_channels=12, update_channels=8,
                   slots=3, pinned=0, similarity="l2", shared_keys=True)
@@ -35,7 +35,7 @@ RESULTS = Path(__file__).resolve().parent.parent / "nbs/results/records"
 def little(monkeypatch):
     "The tiny protocol, a thousand times smaller."
     training = PredictionTraining(NET, observed=4, stages=(PredictionPhase(2, 1, 2),), slots=(3,), clip=CLIP)
-    monkeypatch.setitem(EQUAL_TIME, "tiny", PredictionRecipe(training, FAST))
+    monkeypatch.setitem(EQUAL_TIME, "tiny", Recipe("tiny", training, FAST))
     small = {"prediction": NET, "prediction-without": replace(NET, memory=False), "recall": PIXELS}
     for name, model in small.items():
         monkeypatch.setitem(NETWORKS, name, replace(NETWORKS[name], model=model))

@@ -6,10 +6,12 @@ import torch
 import torch.nn.functional as F
 
 from stremn.core import StremnError
-from stremn.losses import as_labels, bootstrap_fraction, bootstrapped_cross_entropy, dice_loss, gradient_loss, pixel_cross_entropy, prediction_loss, scale_invariant_gradient, segmentation_loss, shrinkage_loss
+from stremn.losses import (bootstrap_fraction, bootstrapped_cross_entropy, dice_loss, gradient_loss, index_maps,
+                           pixel_cross_entropy, prediction_loss, scale_invariant_gradient, segmentation_loss,
+                           shrinkage_loss)
 
 
-def judge(logits, labels, dice=0., fraction=1., present=None, reduction="mean"):
+def loss_by_loops(logits, labels, dice=0., fraction=1., present=None, reduction="mean"):
     "segmentation_loss frame by frame and pixel by pixel, in float64, without any vectorised reduction."
     V, T, C, H, W = logits.shape
     frames, per_video = [], []
@@ -51,11 +53,11 @@ def batch(seed, V=2, T=3, O=3, H=4, W=5, low=-1, dtype=torch.float64):
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("dice,fraction", [(0., 1.), (1., 1.), (0., .25), (.5, .15)])
-def test_against_the_judge(dice, fraction, reduction):
+def test_the_loss_equals_loops_in_float64(dice, fraction, reduction):
     for seed in range(5):
         z, y = batch(seed, V=1 + seed % 3, T=1 + seed % 2, O=1 + seed % 4)
         kw = dict(dice=dice, fraction=fraction, reduction=reduction)
-        assert segmentation_loss(z, y, **kw).item() == pytest.approx(judge(z, y, **kw), abs=1e-10)
+        assert segmentation_loss(z, y, **kw).item() == pytest.approx(loss_by_loops(z, y, **kw), abs=1e-10)
 
 
 def test_plain_loss_is_torchs_cross_entropy():
@@ -85,7 +87,7 @@ def test_padding_changes_neither_value_nor_gradient(dice, fraction):
     wide = torch.cat([z, 50 * torch.randn(2, 3, 1, 4, 5).double()], 2).requires_grad_()
     wide.data[1, :, 2] = 77.
     value = segmentation_loss(wide, y, dice=dice, fraction=fraction, present=present)
-    assert value.item() == pytest.approx(judge(wide.detach(), y, dice, fraction, present), abs=1e-10)
+    assert value.item() == pytest.approx(loss_by_loops(wide.detach(), y, dice, fraction, present), abs=1e-10)
     value.backward()
     assert wide.grad.isfinite().all() and wide.grad[:, :, 3].abs().max() == 0 and wide.grad[1, :, 2].abs().max() == 0
     assert wide.grad[:, :, :2].abs().sum() > 0
@@ -118,7 +120,7 @@ def test_frames_without_labels_do_not_count():
     z, y = batch(8)
     y[0, 1] = -1
     for kw in (dict(), dict(dice=1., fraction=.5)):
-        assert segmentation_loss(z, y, **kw).item() == pytest.approx(judge(z, y, **kw), abs=1e-10)
+        assert segmentation_loss(z, y, **kw).item() == pytest.approx(loss_by_loops(z, y, **kw), abs=1e-10)
     nothing = segmentation_loss(z.requires_grad_(), torch.full_like(y, -1), dice=1., fraction=.5)
     nothing.backward()
     assert nothing.item() == 0 and z.grad.abs().max() == 0
@@ -190,24 +192,24 @@ def test_one_hot_equals_index():
     z, y = z[:, 0], y[:, 0]
     one_hot = torch.stack([y == o for o in range(4)], 1)
     for form in (one_hot, one_hot.float(), one_hot.long()):
-        assert torch.equal(as_labels(form, z), y)
+        assert torch.equal(index_maps(form, z), y)
         assert torch.equal(pixel_cross_entropy(z, form)[0], pixel_cross_entropy(z, y)[0])
-    assert torch.equal(as_labels(y.to(torch.int16), z), y)
+    assert torch.equal(index_maps(y.to(torch.int16), z), y)
 
 
 @pytest.mark.parametrize("make,words", [
-    (lambda z, y: dict(labels=y + 4), "between -1 and 3"),
-    (lambda z, y: dict(labels=y - 9), "between -1 and 3"),
-    (lambda z, y: dict(labels=y.float()), "integer"),
-    (lambda z, y: dict(labels=y[..., :-1]), "expected"),
-    (lambda z, y: dict(logits=z[:, 0]), "expected"),
-    (lambda z, y: dict(logits=z[:, :, :1], labels=y * 0), "at least one object"),
-    (lambda z, y: dict(fraction=0.), "fraction"),
-    (lambda z, y: dict(fraction=1.5), "fraction"),
-    (lambda z, y: dict(dice=-1.), "Dice"),
-    (lambda z, y: dict(reduction="none"), "reduction"),
-    (lambda z, y: dict(present=torch.ones(2, 4, dtype=torch.bool)), "present"),
-    (lambda z, y: dict(logits=z[:, :0], labels=y[:, :0]), "at least one predicted frame"),
+    (lambda z, y: dict(labels=y + 4), "labels: expected values between -1 and 3, found"),
+    (lambda z, y: dict(labels=y - 9), "labels: expected values between -1 and 3, found"),
+    (lambda z, y: dict(labels=y.float()), "labels: expected index maps of an integer type, found torch.float32"),
+    (lambda z, y: dict(labels=y[..., :-1]), "logits and labels: expected"),
+    (lambda z, y: dict(logits=z[:, 0]), "logits and labels: expected"),
+    (lambda z, y: dict(logits=z[:, :, :1], labels=y * 0), "logits: expected .* with at least one object, found"),
+    (lambda z, y: dict(fraction=0.), "fraction: expected"),
+    (lambda z, y: dict(fraction=1.5), "fraction: expected"),
+    (lambda z, y: dict(dice=-1.), "dice: expected"),
+    (lambda z, y: dict(reduction="none"), "reduction: expected"),
+    (lambda z, y: dict(present=torch.ones(2, 4, dtype=torch.bool)), "present: expected shape"),
+    (lambda z, y: dict(logits=z[:, :0], labels=y[:, :0]), "logits: expected at least one predicted frame, found"),
 ])
 def test_refusals(make, words):
     z, y = batch(12)
@@ -222,7 +224,7 @@ def two_frames(seed, *shape, dtype=torch.float64):
     return torch.rand(shape, generator=g, dtype=dtype), torch.rand(shape, generator=g, dtype=dtype)
 
 
-def shrinkage_judge(pred, true, power, a, c, label_weight):
+def shrinkage_by_loops(pred, true, power, a, c, label_weight):
     "Value by value, from the definition."
     total = 0.
     for p, y in zip(pred.flatten().tolist(), true.flatten().tolist()):
@@ -231,7 +233,7 @@ def shrinkage_judge(pred, true, power, a, c, label_weight):
     return total / pred.numel()
 
 
-def gradient_judge(pred, true, steps, eps, smooth):
+def gradient_by_loops(pred, true, steps, eps, smooth):
     "Frame by frame, pixel by pixel, from the definition; outside the border a pixel is its own neighbour."
     pred, true = (f.reshape(-1, *f.shape[-2:]) for f in (pred, true))
     H, W = pred.shape[-2:]
@@ -253,11 +255,11 @@ def gradient_judge(pred, true, steps, eps, smooth):
 @pytest.mark.parametrize("power", [1, 2])
 @pytest.mark.parametrize("a,c,label_weight", [(10., .2, False), (10., .2, True), (3., .5, False), (0., 0., False),
                                               (50., .01, True)])
-def test_shrinkage_against_the_judge(power, a, c, label_weight):
+def test_shrinkage_equals_its_definition(power, a, c, label_weight):
     for seed, shape in enumerate([(2, 3, 1, 4, 5), (7,), (3, 3, 3)]):
         p, t = two_frames(seed, *shape)
         got = shrinkage_loss(p, t, power, a, c, label_weight).item()
-        assert got == pytest.approx(shrinkage_judge(p, t, power, a, c, label_weight), rel=1e-12)
+        assert got == pytest.approx(shrinkage_by_loops(p, t, power, a, c, label_weight), rel=1e-12)
 
 
 def test_shrinkage_properties():
@@ -280,11 +282,11 @@ def test_shrinkage_properties():
 
 
 @pytest.mark.parametrize("steps,eps,smooth", [((1, 2, 4, 8, 16), 1e-2, 1e-5), ((1,), 1e-3, 1e-5), ((3, 7), .1, 1e-2)])
-def test_gradient_loss_against_the_judge(steps, eps, smooth):
+def test_gradient_loss_equals_its_definition(steps, eps, smooth):
     for seed, shape in enumerate([(2, 2, 3, 5, 6), (9, 4), (1, 18, 17)]):
         p, t = two_frames(seed, *shape)
         p = p * 1.4 - .2                                                          # negative values happen
-        want = gradient_judge(p, t, steps, eps, smooth)
+        want = gradient_by_loops(p, t, steps, eps, smooth)
         assert gradient_loss(p, t, steps, eps, smooth).item() == pytest.approx(want, rel=1e-12)
 
 
@@ -310,8 +312,8 @@ def test_gradient_loss_properties():
 def test_prediction_loss_is_the_sum(weights):
     p, t = two_frames(3, 2, 2, 1, 7, 8)
     w = dict(l1=1., l2=1., gradient=1., a=10., c=.2, label_weight=False) | weights
-    want = sum(w[f"l{g}"] * shrinkage_judge(p, t, g, w["a"], w["c"], w["label_weight"]) for g in (1, 2))
-    want += w["gradient"] * gradient_judge(p, t, (1, 2, 4, 8, 16), 1e-2, 1e-5)
+    want = sum(w[f"l{g}"] * shrinkage_by_loops(p, t, g, w["a"], w["c"], w["label_weight"]) for g in (1, 2))
+    want += w["gradient"] * gradient_by_loops(p, t, (1, 2, 4, 8, 16), 1e-2, 1e-5)
     assert prediction_loss(p, t, **weights).item() == pytest.approx(want, rel=1e-12)
 
 
@@ -326,12 +328,12 @@ def test_frame_losses_in_half_precision(dtype):
 
 
 @pytest.mark.parametrize("call,words", [
-    (lambda p, t: shrinkage_loss(p, t[..., 1:]), "one shape"), (lambda p, t: shrinkage_loss(p, t, 3), "power"),
-    (lambda p, t: shrinkage_loss(p, t, a=-1.), "a and c"), (lambda p, t: gradient_loss(p, t[:1]), "one shape"),
-    (lambda p, t: gradient_loss(p[0, 0, 0, 0], t[0, 0, 0, 0]), "H,W"), (lambda p, t: gradient_loss(p, t, ()), "step"),
-    (lambda p, t: gradient_loss(p, t, (0,)), "step"), (lambda p, t: gradient_loss(p, t, eps=0.), "eps"),
-    (lambda p, t: gradient_loss(p, t, smooth=0.), "smooth"), (lambda p, t: prediction_loss(p, t, l1=-1.), "weights"),
-    (lambda p, t: prediction_loss(p, t, 0., 0., 0.), "weights")])
+    (lambda p, t: shrinkage_loss(p, t[..., 1:]), "frames: expected two stacks of one shape"), (lambda p, t: shrinkage_loss(p, t, 3), "power: expected 1 or 2"),
+    (lambda p, t: shrinkage_loss(p, t, a=-1.), "a and c: expected"), (lambda p, t: gradient_loss(p, t[:1]), "frames: expected two stacks of one shape"),
+    (lambda p, t: gradient_loss(p[0, 0, 0, 0], t[0, 0, 0, 0]), "H,W"), (lambda p, t: gradient_loss(p, t, ()), "steps: expected"),
+    (lambda p, t: gradient_loss(p, t, (0,)), "step: expected"), (lambda p, t: gradient_loss(p, t, eps=0.), "eps: expected"),
+    (lambda p, t: gradient_loss(p, t, smooth=0.), "smooth: expected"), (lambda p, t: prediction_loss(p, t, l1=-1.), "weights: expected"),
+    (lambda p, t: prediction_loss(p, t, 0., 0., 0.), "weights: expected")])
 def test_frame_losses_refuse(call, words):
     with pytest.raises(StremnError, match=words):
         call(*two_frames(5, 2, 2, 1, 6, 6))

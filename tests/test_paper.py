@@ -1,6 +1,7 @@
 """Contracts of stremn.paper: numbers against a second transcription, means against their parts, notes against code."""
 import importlib,inspect,pkgutil,re
 from dataclasses import fields,is_dataclass
+from decimal import ROUND_HALF_EVEN,ROUND_HALF_UP,Decimal
 from fractions import Fraction
 from typing import get_args
 import pytest
@@ -106,7 +107,7 @@ def test_one_experiment_printed_twice_is_one_number():
 
 
 def test_means_by_integers():
-    "The judge: everything in tenths, no fractions; 2 means of T3 and all of T1 and T4 that can be checked."
+    "The reference: everything in tenths, no fractions; 2 means of T3 and all of T1 and T4 that can be checked."
     odd,count = [],0
     for key,groups in {"t1":[(0,1,2)], "t3":[(0,1,2),(3,4,5)], "t4":[(0,1,2,3,4)]}.items():
         for line in PRINTED[key].splitlines():
@@ -125,6 +126,21 @@ def test_means_by_integers():
     assert [(c.table, c.row) for c in disagreements()]==[("t3","egm"),("t4","kmn")]
     assert [c.gap for c in disagreements()]==[Fraction(1,10),Fraction(-1,10)]
     assert all(c.tolerance==Fraction(1,10) for c in checks if "." in c.printed)
+
+
+def explains(c, rule):
+    "Are there hidden parts that print like `c.parts` while their mean prints like `c.printed`?"
+    place,sign = Decimal(1).scaleb(Decimal(c.printed).as_tuple().exponent),(1 if c.gap>0 else -1)
+    reach = []
+    for p in map(Decimal, c.parts):                       # the end of the interval, or a hair inside it
+        end = p+sign*Decimal("0.05")
+        reach.append(end if end.quantize(p, rounding=rule)==p else end-sign*Decimal("1e-9"))
+    return (sum(reach)/len(reach)).quantize(place, rounding=rule)==Decimal(c.printed)
+
+
+def test_rounding_could_explain_one_of_the_two_odd_means():
+    found = {c.row: [explains(c, rule) for rule in (ROUND_HALF_UP, ROUND_HALF_EVEN)] for c in disagreements()}
+    assert found=={"egm":[False,True], "kmn":[False,False]}
 
 
 def test_a_wrong_digit_is_noticed():
@@ -160,11 +176,9 @@ def test_equations_point_at_code_that_exists():
     assert list(EQUATIONS)==list(range(1,13))
     for number,e in EQUATIONS.items():
         module,_,name = e.where.rpartition(".")
-        if e.ready:
-            found = getattr(importlib.import_module(module), name)
-            pages = {int(n) for a in re.findall(r"Eqs?\. ([\d, -]+)", found.__doc__) for n in numbers(a)}
-            assert number in pages, f"{e.where}: the docstring should name Eq. {number}: {found.__doc__!r}"
-        else: assert importlib.util.find_spec(e.where) is None, f"{e.where} exists now: name its function in 02_paper"
+        found = getattr(importlib.import_module(module), name)
+        pages = {int(n) for a in re.findall(r"Eqs?\. ([\d, -]+)", found.__doc__) for n in numbers(a)}
+        assert number in pages, f"{e.where}: the docstring should name Eq. {number}: {found.__doc__!r}"
 
 
 def numbers(text):

@@ -8,22 +8,10 @@ import torch
 
 from stremn import viz
 from stremn.core import StremnError
-
-DAVIS = [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128), (128, 0, 128), (0, 128, 128),
-         (128, 128, 128), (64, 0, 0), (192, 0, 0), (64, 128, 0), (192, 128, 0), (64, 0, 128), (192, 0, 128),
-         (64, 128, 128), (192, 128, 128), (0, 64, 0), (128, 64, 0), (0, 192, 0), (128, 192, 0), (0, 64, 128)]
+from stremn.images import PALETTE
 
 
 # ---- colours and overlays --------------------------------------------------------------------------------------
-
-def test_palette_is_the_one_davis_ships():
-    colours = viz.palette(256)
-    assert colours.dtype == np.uint8 and colours.shape == (256, 3)
-    assert [tuple(c) for c in colours[:len(DAVIS)].tolist()] == DAVIS
-    assert tuple(colours[255].tolist()) == (224, 224, 192), "void"
-    assert len({tuple(c) for c in colours.tolist()}) == 256
-    assert (viz.palette(7) == colours[:7]).all()
-
 
 def overlay_in_loops(frame, labels, alpha, contour):
     """The definition, one pixel at a time, in exact arithmetic (`frame` uint8, `alpha` a multiple of 1/8)."""
@@ -33,7 +21,7 @@ def overlay_in_loops(frame, labels, alpha, contour):
         for x in range(W):
             label, value = int(labels[y, x]), [int(v) for v in frame[:, y, x]]
             if label > 0:
-                colour = [int(c) for c in viz.palette()[label]]
+                colour = [int(c) for c in PALETTE[label]]
                 value = [round(v - alpha*v + alpha*c) for v, c in zip(value, colour, strict=True)]
                 near = [labels[j, i] for j, i in ((y-1, x), (y+1, x), (y, x-1), (y, x+1)) if 0 <= j < H and 0 <= i < W]
                 if contour and any(int(n) != label for n in near):
@@ -96,7 +84,6 @@ def test_overlay_leaves_its_arguments_and_cuts_overshoot():
     (lambda f, m: viz.overlay(f, m.float()), "labels: expected integer labels, found float32"),
     (lambda f, m: viz.overlay(f, m+256), "labels: expected labels from -1 to 255, found 256 to 256"),
     (lambda f, m: viz.overlay(f, m, alpha=2), "alpha: .* found 2"),
-    (lambda f, m: viz.palette(0), "1 to 256"),
     (lambda f, m: viz.strips({}), "rows: expected at least one"),
     (lambda f, m: viz.strip(f), r"expected shape \(T,3,H,W\), found \(3, 4, 6\)"),
     (lambda f, m: viz.strip(f[None], m), "labels of '': expected label maps"),
@@ -140,7 +127,7 @@ sys.modules["matplotlib"] = None
 sys.modules["matplotlib.pyplot"] = None
 import numpy as np
 from stremn.core import StremnError
-assert viz.overlay(np.zeros((3,2,2)), np.ones((2,2), int)).shape==(2,2,3) and len(viz.palette())==256
+assert viz.overlay(np.zeros((3,2,2)), np.ones((2,2), int)).shape==(2,2,3)
 assert len(viz.lives([[0]]))==1
 try: viz.timeline([[0]])
 except StremnError as e: assert "pip install 'stremn[notebooks]'" in str(e), e

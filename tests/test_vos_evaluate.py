@@ -1,4 +1,4 @@
-"""YouTube-VOS's measure against independent loops in float64: late objects, gaps, two groups, four means."""
+"""Folders of masks scored as DAVIS and YouTube-VOS do; YouTube-VOS's measure against loops in float64."""
 
 import json
 import math
@@ -8,11 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
+from helpers import label_video, vos_benchmark
+
 from stremn.core import StremnError
 from stremn.images import write_mask
 from stremn.data.youtube import YouTubeVOS, categories
-from stremn.metrics.vos import Report, YouTubeReport, score_late, score_video
-from stremn.vos.evaluate import evaluate_youtube
+from stremn.metrics.vos import Report, YouTubeReport, score_late, score_object, score_video
+from stremn.vos.evaluate import evaluate_davis, evaluate_folders, evaluate_youtube
 
 H, W = 24, 30
 
@@ -55,7 +57,7 @@ def scene(seed, frames=6):
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_late_objects_against_loops(seed):
+def test_late_objects_are_scored_as_loops_do(seed):
     pred, truth = scene(seed)
     blank = seed % 3 == 0
     if blank:
@@ -74,7 +76,7 @@ def test_late_objects_against_loops(seed):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_four_means_and_their_mean(seed):
+def test_the_overall_score_is_the_mean_of_four_means(seed):
     videos = {f"v{k}": scene(100 * seed + k) for k in range(3)}
     scores = {v: score_late(*maps) for v, maps in videos.items()}
     keys = [(v, i) for v in scores for i in scores[v]]
@@ -94,7 +96,7 @@ def test_four_means_and_their_mean(seed):
         assert got[k] == pytest.approx(want[k], abs=1e-12)
 
 
-def test_what_a_perfect_and_an_empty_prediction_score():
+def test_a_perfect_prediction_scores_one_and_an_empty_one_by_absence():
     _, truth = scene(1)
     assert all(s.j == s.f == 1 for s in score_late(truth, truth).values())
     nothing = score_late(torch.zeros_like(truth), truth)
@@ -103,7 +105,7 @@ def test_what_a_perfect_and_an_empty_prediction_score():
         assert s.J.tolist() == s.F.tolist() == away.double().tolist()
 
 
-def test_entries_may_be_told():
+def test_the_frames_where_objects_enter_may_be_given():
     pred, truth = scene(2, frames=6)
     truth[:, 0, 0] = 3
     assert score_late(pred, truth)[3].frames.tolist() == [1, 2, 3, 4, 5]
@@ -127,11 +129,11 @@ def test_a_report_says_what_is_missing():
     rows = both.to_csv().splitlines()
     assert rows[0].endswith(",group") and [r.split(",")[-1] for r in rows[1:]].count("unseen") == 1
     assert f"{both.metrics['overall']:.3f}" in both._repr_markdown_()
-    with pytest.raises(StremnError, match="every video is empty"):
+    with pytest.raises(StremnError, match="expected at least one object, found every video empty"):
         YouTubeReport({})
 
 
-# ---------------------------------------------------------------- from a tree
+# ---- YouTube-VOS from a folder -------------------------------------------------------------------------------------
 @pytest.fixture
 def tree(tmp_path):
     meta, kinds = {}, {3: "dog", 5: "cat", 9: "yeti"}
@@ -170,11 +172,99 @@ def test_what_cannot_be_scored_is_refused(tree):
         with pytest.raises(StremnError, match=match):
             evaluate_youtube(tree / pred, data, {"dog"})
 
-    refused("not found", "nowhere")
+    refused("nowhere: expected a folder of masks, found none", "nowhere")
     lost = tree / "masks" / "v1" / "00015.png"
     lost.unlink()
-    refused("00015.png")
+    refused("00015.png: expected a mask for every scored frame, found no file")
     write_mask(lost, torch.full((H, W), 77))
     refused("found also")
     (tree / "train" / "Annotations" / "v0" / "00025.png").unlink()
     refused("stay with the server")
+
+
+# ---- DAVIS from folders ------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def davis(tmp_path):
+    "A DAVIS of two sequences with predictions in `masks`."
+    for seed, name in enumerate(("cat", "dog")):
+        truth = label_video(seed, T=5, objects=2 + seed)
+        for t, frame in enumerate(truth):
+            write_mask(tmp_path / "Annotations/480p" / name / f"{t:05d}.png", torch.from_numpy(frame))
+            write_mask(tmp_path / "masks" / name / f"{t:05d}.png", torch.from_numpy(np.roll(frame, 1, 1)))
+    for year in (2016, 2017):
+        (tmp_path / f"ImageSets/{year}").mkdir(parents=True)
+        (tmp_path / f"ImageSets/{year}/val.txt").write_text("cat\ndog\n")
+        (tmp_path / f"ImageSets/{year}/one.txt").write_text("dog\n\n")
+    return tmp_path
+
+
+def test_davis_from_files_equals_arrays_and_vos_benchmark(davis):
+    r = evaluate_davis(davis / "masks", str(davis))
+    assert list(r.objects) == [("cat", 1), ("cat", 2), ("dog", 1), ("dog", 2), ("dog", 3)]
+    J, F = [], []
+    for seed in range(2):
+        truth = label_video(seed, T=5, objects=2 + seed)
+        j, f = vos_benchmark(np.roll(truth, 1, 2), truth)
+        J, F = J + list(j.values()), F + list(f.values())
+    assert r.metrics["J"] == pytest.approx(np.mean(J), abs=1e-9)
+    assert r.metrics["F"] == pytest.approx(np.mean(F), abs=1e-9)
+    assert r.metrics["JF"] == pytest.approx((np.mean(J) + np.mean(F)) / 2, abs=1e-9)
+    assert list(evaluate_davis(davis / "masks", davis, split="one").videos) == ["dog"]
+    folders = evaluate_folders(davis / "masks", davis / "Annotations/480p")
+    assert folders.metrics == r.metrics
+    alone = evaluate_folders(davis / "masks/dog", davis / "Annotations/480p/dog")
+    assert {i: s.j for (_, i), s in alone.objects.items()} == {i: s.j for i, s in r.videos["dog"].items()}
+
+
+def test_davis_2016_merges_all_objects(davis):
+    r = evaluate_davis(davis / "masks", davis, year=2016)
+    truth = label_video(1, T=5, objects=3) > 0
+    want = score_object(np.roll(truth, 1, 2), truth)
+    assert list(r.objects) == [("cat", 1), ("dog", 1)] and r.videos["dog"][1].j == want.j
+    assert r.videos["dog"][1].f == want.f
+
+
+def test_perfect_predictions_score_one(davis):
+    r = evaluate_davis(davis / "Annotations/480p", davis)
+    assert r.metrics["J"] == r.metrics["F"] == r.metrics["JF"] == 1 and r.metrics["J_decay"] == 0
+
+
+def test_ends_need_no_prediction(davis):
+    for t in (0, 4):
+        (davis / f"masks/cat/{t:05d}.png").unlink()
+    evaluate_davis(davis / "masks", davis)
+    with pytest.raises(StremnError, match="00000.png"):
+        evaluate_folders(davis / "masks", davis / "Annotations/480p", drop_ends=False)
+
+
+@pytest.mark.parametrize("harm,expected", [
+    (lambda d: (d / "masks/dog/00002.png").unlink(), ("dog/00002.png", "found no file")),
+    (lambda d: [f.unlink() for f in (d / "masks/dog").iterdir()] and (d / "masks/dog").rmdir(),
+     ("masks/dog", "folder")),
+    (lambda d: write_mask(d / "masks/dog/00002.png", torch.zeros(10, 20, dtype=torch.long)),
+     ("dog/00002.png", "60x48", "20x10")),
+    (lambda d: write_mask(d / "masks/cat/00002.png", torch.full((48, 60), 8)), ("cat/00002.png", "[1, 2]", "[8]")),
+    (lambda d: write_mask(d / "masks/bird/00000.png", torch.zeros(48, 60, dtype=torch.long)),
+     ("masks/bird", "no sequence")),
+    (lambda d: write_mask(d / "Annotations/480p/dog/00003.png", torch.zeros(10, 20, dtype=torch.long)),
+     ("480p/dog/00003.png", "20x10")),
+    (lambda d: write_mask(d / "Annotations/480p/dog/00000.png", torch.zeros(48, 60, dtype=torch.long)),
+     ("480p/dog", "first annotated frame")),
+    (lambda d: [(d / f"Annotations/480p/dog/0000{t}.png").unlink() for t in range(2, 5)],
+     ("480p/dog", "2 annotated frames")),
+    (lambda d: (d / "ImageSets/2017/val.txt").write_text("cat\nhorse\n"), ("480p/horse", "found none")),
+    (lambda d: (d / "ImageSets/2017/val.txt").write_text(""), ("val.txt", "empty")),
+    (lambda d: (d / "ImageSets/2017/val.txt").unlink(), ("val.txt", "found no file")),
+    (lambda d: (d / "masks").rename(d / "elsewhere"), ("masks", "found none")),
+    (lambda d: (d / "masks/dog/00002.png").write_bytes(b"not a picture"), ("dog/00002.png",)),
+])
+def test_what_does_not_match_is_refused_by_file_name(davis, harm, expected):
+    harm(davis)
+    with pytest.raises(StremnError) as e:
+        evaluate_davis(davis / "masks", davis)
+    assert all(part in str(e.value) for part in expected) and "\n" not in str(e.value)
+
+
+def test_unknown_year_is_refused(davis):
+    with pytest.raises(StremnError, match="year: expected 2016 or 2017, found 2018"):
+        evaluate_davis(davis / "masks", davis, year=2018)

@@ -23,7 +23,7 @@ from ..core import StremnError, make_generator
 from ..memory.bank import BankConfig, MemoryBank, UpdatePolicy
 from ..memory.update import Memory, Template, blend
 from ..models.vos import VOSModel
-from ..models.vos_baselines import linear_bank, with_bank
+from ..models.vos_baselines import STMBank, with_bank
 
 # %% ../../nbs/lessons/02_experiments.cost.ipynb #32f1fdbe
 class Sizes(NamedTuple):
@@ -153,7 +153,7 @@ def with_linear_memory(
     gamma:int=5,    # Every gamma-th frame stays
 )->VOSModel:        # The same encoders, decoder and heads around STM's memory
     "A network whose memory grows as STM's does, on the same weights."
-    return with_bank(model, linear_bank(model.bank, gamma))
+    return with_bank(model, STMBank.from_bank(model.bank, gamma=gamma))
 
 # %% ../../nbs/lessons/02_experiments.cost.ipynb #f80b951e
 def filled(
@@ -243,7 +243,7 @@ def steps(
             out[method] = work,count_bytes([maps, old])
             continue
         n = linear_slots(T, gamma) if method=="stm" else K
-        b = linear_bank(bank, gamma) if method=="stm" else bank
+        b = STMBank.from_bank(bank, gamma=gamma) if method=="stm" else bank
         memory = filled(b, list(range(T-n, T)), grid, objects, method!="stm", seed)
         how = policy.but("oldest") if method=="rule" else policy
         out[method] = partial(one_step, b, memory, x, q, T, group, how),count_bytes(memory)

@@ -31,10 +31,9 @@ from ..memory.rules import RULES, Request, pick
 from ..metrics.frames import FrameScore, score_frames
 from ..metrics.vos import Report, jaccard, score_video
 from ..models.hub import load
-from ..models.prediction_baselines import BASELINES, WEIGHTLESS
 from ..models.vos import Memories, VOSModel
 from ..models.vos_baselines import BASELINE_MEMORIES, with_baseline_memory
-from ..prediction.stream import predict_clips
+from ..prediction.stream import find_predictor, predict_clips
 from ..results import Record
 from ..vos.multiscale import TestTimeConfig
 from ..vos.stream import VideoSegmenter
@@ -407,12 +406,6 @@ def prediction_test_clips(
 def count_parameters(model:nn.Module)->int: # Its weights
     "How many numbers a network has learned."
     return sum(p.numel() for p in model.parameters())
-
-def find_predictor(
-    name:str, # What `load` accepts, or one of `WEIGHTLESS`
-)->nn.Module:
-    "A predictor by name."
-    return BASELINES[name]() if name in WEIGHTLESS else load(name)
 
 def mean_of_each(
     scores:dict[str,FrameScore], # metric -> a value for each frame of each clip

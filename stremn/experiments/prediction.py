@@ -15,9 +15,7 @@ from torch import Tensor, nn
 from ..core import StremnError
 from ..data.prediction import PREDICTION_DATA, windows_to_test
 from .grid import Row, check_weights
-from stremn.experiments.measure import (
-    PredictionEval, find_predictor, measure_prediction, prediction_test_clips,
-)
+from .measure import PredictionEval, measure_prediction, prediction_test_clips
 from ..memory.rules import RULES
 from ..models.hub import load
 from ..models.prediction import PredictionConfig
@@ -25,6 +23,7 @@ from stremn.models.prediction_baselines import (
     WEIGHTLESS, ConvLSTMConfig, PredRNNConfig, SimVPConfig,
 )
 from ..models.recall import RecallConfig
+from ..prediction.stream import find_predictor
 from ..prediction.train import RECIPES, PredictionTraining, fit_averaged, prediction_task
 from ..results import Record
 from ..train.checkpoint import RunFiles

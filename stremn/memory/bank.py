@@ -62,7 +62,7 @@ def check_choice(
         raise StremnError(f"unknown {name} {found!r}: expected one of {', '.join(map(str, allowed))}")
 
 def check_slots(
-    slots:object, # K
+    slots:float,  # K
     pinned:int,   # Slots that are never replaced
 )->None:
     "K is 0 (nothing is stored), a whole number that has room for the pinned slots, or infinite."
@@ -199,8 +199,8 @@ def commit(
     policy:UpdatePolicy,# For the roles
 )->Memory:              # Memory after the write
     "Eq. 4 under either role of the latest frame."
-    if decision.usage is not None: memory = memory._replace(usage=decision.usage)
-    if decision.a is None: return append(memory, template, t)
+    if memory is not None and decision.usage is not None: memory = memory._replace(usage=decision.usage)
+    if memory is None or decision.a is None: return append(memory, template, t)
     if policy.latest=="competes" or memory.slots<=policy.pinned:
         return write(memory, template, t, decision.a)
     newest = memory.frames.argmax(1)                                         # (B,) slot of the latest frame
@@ -328,10 +328,10 @@ class MemoryBank(nn.Module):
         policy:UpdatePolicy|None=None, # How to forget; None: the bank's own
     )->Decision:
         "Decide which slot is replaced (Eqs. 1-3); nothing is written."
-        policy = policy or self.policy
-        full = memory is not None and memory.slots>=policy.capacity
-        counts = memory is not None and find_rule(policy.rule).needs_usage
-        usage = attention_usage(memory, template, self.config, full) if counts else None
+        if memory is None: return Decision(None, None)
+        policy,usage = policy or self.policy,None
+        full = memory.slots>=policy.capacity
+        if find_rule(policy.rule).needs_usage: usage = attention_usage(memory, template, self.config, full)
         if not full: return Decision(None, None, usage)
         noise = policy.noise=="always" or policy.noise=="train" and self.training
         return choose_slot(memory, template, t, policy, self.beta, noise, group, usage, generator)

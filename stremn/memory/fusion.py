@@ -101,7 +101,7 @@ class Fusion(nn.Module):
         super().__init__()
         self.config = c = replace(config or FusionConfig(), **changes)
         self.f,self.g,self.h = (nn.Conv2d(2*channels, channels, c.kernel, padding=c.kernel//2) for _ in range(3))
-        nn.init.constant_(self.h.bias, c.gate_bias)
+        if self.h.bias is not None: nn.init.constant_(self.h.bias, c.gate_bias)
 
     def forward(self,
         deleted:Tensor, # (B,C,H,W) template that goes
@@ -142,9 +142,12 @@ class FeatureBank(MemoryBank):
             raise StremnError("shared_keys=True: the key comes from query_features, found None")
         return Template(to_rows(query_features, group), memory_features, none)
 
-    def project(self, stored:Memory|Template)->Memory|Template:
+    def project_template(self, stored:Template)->Template:
+        "Key, value and update key of a template of feature maps."
+        return super().template(stored.value, stored.key)
+
+    def project(self, stored:Memory)->Memory:
         "Keys, values and update keys of stored feature maps."
-        if isinstance(stored, Template): return super().template(stored.value, stored.key)
         made = super().template(stored.values.flatten(0, 1), stored.keys.flatten(0, 1))
         keys,values,updates = (m.unflatten(0, stored.frames.shape) for m in made)
         return stored._replace(keys=keys, values=values, updates=updates)
@@ -154,10 +157,11 @@ class FeatureBank(MemoryBank):
         "Eq. 5 on the projections of what is stored."
         return super().read(self.project(memory), query_features, group, equal_widths)
 
-    def choose(self, memory:Memory|None, template:Template, *args, **kwargs)->Decision:
+    def choose(self, memory:Memory|None, template:Template, t:int, group:Tensor|None=None,
+               generator:torch.Generator|None=None, policy:UpdatePolicy|None=None)->Decision:
         "Decide on projections which slot is replaced; arguments as in `MemoryBank.choose`."
         projected = None if memory is None else self.project(memory)
-        return super().choose(projected, self.project(template), *args, **kwargs)
+        return super().choose(projected, self.project_template(template), t, group, generator, policy)
 
 # %% ../../nbs/lessons/14_memory.fusion.ipynb #9a11c0f1
 def relative_change(
@@ -180,7 +184,8 @@ class FusionBank(FeatureBank):
         c = self.config
         self.fusion = Fusion(c.memory_channels+c.query_channels*c.shared_keys, fusion)
         self.fusing = self.fusion.config.enabled # False: the module is out; no weight is touched
-        self.openness = self.change = None       # Of the last fusion: mean z; |new-old|/|old| of its targets
+        self.openness:float|None = None          # Mean z of the last fusion
+        self.change:float|None = None            # |new-old|/|old| of its targets
 
     def merge(self,
         memory:Memory, # Feature maps before the write
@@ -203,7 +208,7 @@ class FusionBank(FeatureBank):
     def commit(self, memory:Memory|None, template:Template, t:int, decision:Decision,
                policy:UpdatePolicy|None=None)->Memory:
         "Fuse, then carry the decision out; arguments as in `MemoryBank.commit`."
-        if self.fusing and decision.a is not None:
+        if self.fusing and memory is not None and decision.a is not None:
             memory = self.merge(memory, decision.a.detach()>.5, (policy or self.policy).pinned)
         return super().commit(memory, template, t, decision, policy)
 

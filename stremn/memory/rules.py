@@ -128,6 +128,7 @@ def ucb(r:Request)->Tensor: # (V,n)
 # %% ../../nbs/lessons/03_memory.rules.ipynb #0e74e782
 def diversity(r:Request)->Tensor: # (V,n)
     "Replace the template without which the frames, the new one included, differ most: largest Gram determinant."
+    if r.pairs is None: raise StremnError("pairs: expected a function that compares all pairs, found None")
     gram,n = r.pairs().double(),r.frames.shape[1]
     rest = torch.stack([torch.arange(n+1)[torch.arange(n+1)!=i] for i in range(n)]).to(gram.device) # (n,n) all but i
     volume = torch.linalg.det(gram[:,rest[:,:,None],rest[:,None,:]])         # (V,n)

@@ -51,16 +51,16 @@ def append(
     t:int,              # Frame it comes from
 )->Memory:              # Memory with one more filled slot
     "While n < K every new template gets a slot of its own (Sec. 3.2)."
-    new = [x[:,None] for x in template]                                      # (B,1,.,H,W) each
+    key,value,update = (x[:,None] for x in template)                         # (B,1,.,H,W) each
     B,device = template.key.shape[0],template.key.device
     frame = torch.full((B, 1), t, dtype=torch.long, device=device)
-    if memory is None: return Memory(*new, frame, 1)
-    stored = (memory.keys, memory.values, memory.updates)
+    if memory is None: return Memory(key, value, update, frame, 1)
     usage = memory.usage
     if usage is not None:
         usage = torch.cat([usage, usage.new_tensor(NEW_USAGE).expand(B, 1, -1)], 1)
-    return Memory(*(torch.cat(pair, 1) for pair in zip(stored, new)),
-                  torch.cat([memory.frames, frame], 1), memory.seen+1, usage)
+    return Memory(torch.cat([memory.keys, key], 1), torch.cat([memory.values, value], 1),
+                  torch.cat([memory.updates, update], 1), torch.cat([memory.frames, frame], 1),
+                  memory.seen+1, usage)
 
 # %% ../../nbs/lessons/06_memory.update.ipynb #11cdd1e8
 def blend(

@@ -233,7 +233,8 @@ class VideoSampler:
             clip = first = self.piece(generator, frames, size, max_skip)
             for u in torch.rand(objects-1, 2, generator=generator) if pasted else ():
                 if u[0]>=pasted: continue
-                over = _mirrored(first) if u[1]<.4 else self.piece(generator, frames, size, max_skip)
+                twin = u[1]<.4
+                over = _mirrored(first) if twin else self.piece(generator, frames, size, max_skip)
                 clip = paste_object(clip, over, generator, front)
             masks = choose_objects(clip.masks, generator, objects, max(1, size*size//400))
             if (masks[0]>0).any(): return clip._replace(masks=masks)
