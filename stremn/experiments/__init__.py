@@ -1,0 +1,21 @@
+"""What is measured: rows, records, tables, claims and costs."""
+from typing import TYPE_CHECKING
+
+from stremn import _doors
+
+if TYPE_CHECKING:
+    from .benchmark import bench as bench
+    from .claims import claims_table as claims_table, reproduce as reproduce
+    from .grid import Row as Row, run as run, up_to_date as up_to_date
+    from .measure import (
+        ChameleonEval as ChameleonEval, PredictionEval as PredictionEval, VideoEval as VideoEval,
+        evaluate_chameleon as evaluate_chameleon, evaluate_videos as evaluate_videos,
+        measure_prediction as measure_prediction,
+    )
+
+__getattr__, __dir__, __all__ = _doors(__name__, {
+    "benchmark": "bench",
+    "claims": "claims_table reproduce",
+    "grid": "Row run up_to_date",
+    "measure": "ChameleonEval PredictionEval VideoEval evaluate_chameleon evaluate_videos measure_prediction",
+})

@@ -1,0 +1,26 @@
+"""Slot memory: similarity (Eq. 1), selection (Eqs. 2-3), update (Eq. 4), read (Eq. 5), rules of forgetting, the bank around them."""
+from typing import TYPE_CHECKING
+
+from stremn import _doors
+
+if TYPE_CHECKING:
+    from .bank import (
+        BankConfig as BankConfig, Decision as Decision, MemoryBank as MemoryBank,
+        UpdatePolicy as UpdatePolicy,
+    )
+    from .fusion import (
+        FusionBank as FusionBank, FusionConfig as FusionConfig, with_fusion as with_fusion,
+    )
+    from .rules import RULES as RULES, Request as Request, Rule as Rule, find_rule as find_rule
+    from .select import gumbel_select as gumbel_select
+    from .similarity import best_match_similarity as best_match_similarity
+    from .update import Memory as Memory, Template as Template, append as append, write as write
+
+__getattr__, __dir__, __all__ = _doors(__name__, {
+    "bank": "BankConfig Decision MemoryBank UpdatePolicy",
+    "fusion": "FusionBank FusionConfig with_fusion",
+    "rules": "RULES Request Rule find_rule",
+    "select": "gumbel_select",
+    "similarity": "best_match_similarity",
+    "update": "Memory Template append write",
+})

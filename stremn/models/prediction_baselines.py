@@ -45,9 +45,9 @@ class WeightlessPredictor(nn.Module):
 class CopyLast(WeightlessPredictor):
     """The newest frame, N times. For one frame ahead that is hard to beat, as most of a picture stands still.
 
-    Args of the call:
-        frames: (V,M,C,H,W) floats in [0,1], M at least 1.
-        future: number of frames, N.
+    Args:
+        frames: of the call; (V,M,C,H,W) floats in [0,1], M at least 1.
+        future: of the call; number of frames, N.
 
     Returns:
         (V,N,C,H,W), the last frame repeated.
@@ -70,9 +70,9 @@ class MedianOfSeen(WeightlessPredictor):
     Whatever passes a pixel in less than half of the frames is left out, and noise is averaged: the bar for
     a memory of the scene (see `models.recall`).
 
-    Args of the call:
-        frames: (V,M,C,H,W) floats in [0,1], M at least 1.
-        future: number of frames, N.
+    Args:
+        frames: of the call; (V,M,C,H,W) floats in [0,1], M at least 1.
+        future: of the call; number of frames, N.
 
     Returns:
         (V,N,C,H,W), the median repeated.
@@ -162,6 +162,18 @@ class ConvLSTMCell(nn.Module):
         c = (f+pf*c).sigmoid()*c+(i+pi*c).sigmoid()*g.tanh()
         return (o+po*c).sigmoid()*c.tanh(),c
 
+# %% ../../nbs/library/43_models.prediction_baselines.ipynb #8fa675c7
+def check_sizes(
+    config:object,         # With a field `output`
+    names:tuple[str,...],  # Fields that are counted from 1
+)->None:
+    "Refuse sizes below 1 and an unknown output."
+    for name in names:
+        found = getattr(config, name)
+        if found<1: raise StremnError(f"{name}: expected 1 or more, found {found}")
+    if config.output not in OUTPUTS:
+        raise StremnError(f"output: expected one of {', '.join(OUTPUTS)}, found {config.output!r}")
+
 # %% ../../nbs/library/43_models.prediction_baselines.ipynb #8fa675c6
 @dataclass(frozen=True)
 class RecurrentConfig:
@@ -191,18 +203,6 @@ class ConvLSTMConfig(RecurrentConfig):
 class PredRNNConfig(RecurrentConfig):
     "Sizes of a PredRNN; the defaults have as many weights as the tiny memory network."
     hidden:int=17      # Channels of each layer's state
-
-# %% ../../nbs/library/43_models.prediction_baselines.ipynb #8fa675c7
-def check_sizes(
-    config:object,         # With a field `output`
-    names:tuple[str,...],  # Fields that are counted from 1
-)->None:
-    "Refuse sizes below 1 and an unknown output."
-    for name in names:
-        found = getattr(config, name)
-        if found<1: raise StremnError(f"{name}: expected 1 or more, found {found}")
-    if config.output not in OUTPUTS:
-        raise StremnError(f"output: expected one of {', '.join(OUTPUTS)}, found {config.output!r}")
 
 # %% ../../nbs/library/43_models.prediction_baselines.ipynb #ee1a9fe4
 class RecurrentPredictor(nn.Module):
@@ -238,9 +238,10 @@ class RecurrentPredictor(nn.Module):
         warm_up:bool=False,     # Also answer for frames 1 to M-1, while they are seen
     )->Tensor:                  # (V,N,C,H,W) in [0,1]; (V,M-1+N,C,H,W) with `warm_up`
         "Observe M frames, then predict N on its own predictions."
-        c,M = self.config,frames.shape[1] if frames.ndim>1 else 0
-        check_future(frames, future, truth, sampling, c.channels, c.multiple)
-        state,out = None,[]
+        check_future(frames, future, truth, sampling, self.config.channels, self.config.multiple)
+        M = frames.shape[1]
+        state = None
+        out = []
         for t in range(M-1+future):
             known = None if t<M or truth is None else truth[:,t-M]
             frame = frames[:,t] if t<M else scheduled_sampling(out[-1], known, sampling, generator)
@@ -490,7 +491,8 @@ class SimVP(nn.Module):
         c,M = self.config,self.config.observed
         check_future(frames, future, truth, sampling, c.channels, c.multiple, M)
         if warm_up: raise StremnError(f"warm_up: expected False, a SimVP answers only after {M} frames; found True")
-        seen,out = list(frames.unbind(1))[-M:],[]
+        seen = list(frames.unbind(1))[-M:]
+        out = []
         while len(out)<future:
             for answer in self.ahead(torch.stack(seen[-M:], 1)).unbind(1)[:future-len(out)]:
                 true = None if truth is None else truth[:,len(out)]

@@ -1,0 +1,25 @@
+"""Video object segmentation: streaming, files, training, evaluation."""
+from typing import TYPE_CHECKING
+
+from stremn import _doors
+
+if TYPE_CHECKING:
+    from .evaluate import (
+        evaluate_davis as evaluate_davis, evaluate_folders as evaluate_folders,
+        evaluate_youtube as evaluate_youtube,
+    )
+    from .files import segment_dataset as segment_dataset, segment_video as segment_video
+    from .multiscale import TestTimeConfig as TestTimeConfig
+    from .stream import MemoryReport as MemoryReport, VideoSegmenter as VideoSegmenter
+    from .train import (
+        ChameleonTask as ChameleonTask, ChameleonTraining as ChameleonTraining,
+        VideoTask as VideoTask, VideoTraining as VideoTraining,
+    )
+
+__getattr__, __dir__, __all__ = _doors(__name__, {
+    "evaluate": "evaluate_davis evaluate_folders evaluate_youtube",
+    "files": "segment_dataset segment_video",
+    "multiscale": "TestTimeConfig",
+    "stream": "MemoryReport VideoSegmenter",
+    "train": "ChameleonTask ChameleonTraining VideoTask VideoTraining",
+})
