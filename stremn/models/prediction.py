@@ -72,6 +72,7 @@ class PredictionConfig:
     groups:int=8                   # Of the group normalisation; fewer where they do not divide the channels
     slope:float=.2                 # Of the leaky ReLU below zero
     outputs:ClassVar[tuple[str,...]] = OUTPUTS # What `output` may be
+    min_frames:ClassVar[int] = 1   # Fewest frames to go on from
     output:str="blend"             # "sigmoid", "clamp": the decoder draws all; "blend": it draws over the newest frame
     contrast:bool=True             # The encoder is shown differences of frames, enlarged; False: the frames as they are
     memory:bool=True               # False: nothing is stored and the read-out is zero (K = 0)
