@@ -9,6 +9,7 @@ __all__ = ['Name', 'Count', 'Flag', 'Learner', 'Command', 'slots_of', 'no_traces
            'PredictOptions', 'Predict', 'Data', 'Models', 'Table', 'Reproduce', 'Bench', 'parse', 'run', 'main']
 
 # %% ../nbs/library/90_cli.ipynb #a0f7e96b
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -30,13 +31,13 @@ Flag = Annotated[bool, getattr(tyro.conf, "FlagCreatePairsOff", None)] # --quiet
 def slots_of(
     text:str,    # "5", "all" or "default"
     least:int=1, # Smallest number
-):               # That number; None: never forget; "default": the network's own
+)->float|None:   # That number; math.inf: never forget; None: the network's own
     "How many slots a memory has."
     from stremn.core import check
     number = text.isascii() and text.isdigit()
     check(number and int(text)>=least or text in ("all", "default"),
           f"--slots: expected a number from {least} on, 'all' or 'default', found {text!r}")
-    return int(text) if number else {"all":None, "default":"default"}[text]
+    return int(text) if number else {"all":math.inf, "default":None}[text]
 
 @contextmanager
 def no_traces(
@@ -77,13 +78,12 @@ class SegmentOptions:
         "A fresh segmenter with these options."
         from stremn.core import check
         from stremn.vos.stream import VideoSegmenter
-        from stremn.vos.multiscale import MULTI_SCALE, MultiScaleSegmenter
+        from stremn.vos.multiscale import MULTI_SCALE, TestTimeConfig, make_views
         check(self.far is None or 0<self.far<1e6, f"--far: expected a positive number, found {self.far}")
         policy = None if self.policy=="default" else self.policy
-        memory = dict(policy=policy, slots=slots_of(self.slots), device=self.device)
-        if not (self.multi_scale or self.mirror or self.far): return VideoSegmenter(self.weights, **memory)
         scales = MULTI_SCALE if self.multi_scale else (1.,)
-        return MultiScaleSegmenter(self.weights, scales, self.mirror, self.far, **memory)
+        views = TestTimeConfig(make_views(scales, self.mirror), self.far)
+        return VideoSegmenter(self.weights, policy, slots_of(self.slots), self.device, test_time=views)
 
 # %% ../nbs/library/90_cli.ipynb #be1e3519
 def check_mask(

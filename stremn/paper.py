@@ -509,8 +509,8 @@ _SEGMENTATION_NOTES = ( # Networks, training and testing for segmentation
         ours="take CFBI's four scales, each with and without a horizontal flip, let scale 1 be "
              "the size of single-scale testing, give each of the eight test views its own memory "
              "and average their probabilities.",
-        switch="`MultiScaleSegmenter(scales=, flip=, longest=)`; `multi_scale` fills in the "
-               "eight views, `MultiScaleSegmenter(longest=800)` is CFBI's starting size "
+        switch="`TestTimeConfig(views=, longest=)`, with `make_views(scales=, flip=)`; `multi_scale` "
+               "fills in the eight views, `TestTimeConfig(longest=800)` is CFBI's starting size "
                "(`vos.multiscale`)."),
     ReadingNote("multi-scale-feedback", "Sec. 4.1.3",
         says="nothing on what the memories get to see once several test views have become one "
@@ -518,8 +518,8 @@ _SEGMENTATION_NOTES = ( # Networks, training and testing for segmentation
         open="whether it is the averaged probabilities, as STM feeds back its own, or their arg "
              "max, as CFBI's program does.",
         ours="feed back the arg max with two views or more, and probabilities with one.",
-        switch="`MultiScaleSegmenter(hard=False)`, or `MultiScaleSegmenter(hard=True)` with one "
-               "view (`vos.multiscale`)."),
+        switch="`TestTimeConfig(hard=False)`, or `TestTimeConfig(hard=True)` with one view "
+               "(`vos.multiscale`)."),
     ReadingNote("post-processing", "Sec. 4.1.1",
         says="false positives far from the object's place in the previous frame are removed, "
              "details in the supplement.",
@@ -528,7 +528,7 @@ _SEGMENTATION_NOTES = ( # Networks, training and testing for segmentation
              "before, and whether the memory sees the mask before or after.",
         ours="remove connected components, keep an object whole where it was hidden or where all "
              "of it is far, let the memory see what is left, and leave all of it off by default.",
-        switch="`MultiScaleSegmenter(far=)`, which calls `remove_distant_components` "
+        switch="`TestTimeConfig(max_distance=)`, which calls `remove_distant_components` "
                "(`vos.multiscale`)."),
     ReadingNote("far-pieces", "Sec. 4.1.1",
         says="what is removed is \"far away\".",
@@ -536,8 +536,8 @@ _SEGMENTATION_NOTES = ( # Networks, training and testing for segmentation
         ours="measure from the nearest pixel of the object's last mask, along x and along y, in "
              "shares of the frame's diagonal; a fifth of it changed no score of the tiny "
              "network.",
-        switch="`remove_distant_components(far=)`: below 1 a share of the diagonal, from 1 on "
-               "pixels; `MultiScaleSegmenter(far=.2)`."),
+        switch="`remove_distant_components(distance=)`: below 1 a share of the diagonal, from 1 on "
+               "pixels; `TestTimeConfig(max_distance=.2)`."),
     ReadingNote("youtube-frames", "Sec. 4.1.3, Table 4",
         says="YouTube-VOS has annotations at 6 frames a second and videos of up to 180 frames.",
         open="whether the network walks through the validation videos at 6 frames a second or at "

@@ -13,7 +13,6 @@ from stremn import cli
 from stremn.data.chameleon import ChameleonConfig, chameleon
 from stremn.images import PALETTE, read_mask, to_pixels, write_mask
 from stremn.vos.stream import VideoSegmenter
-from stremn.vos.multiscale import MultiScaleSegmenter
 
 LAST, ENTERS = 6, {1: 0, 2: 3}  # every third frame is asked for; object 2 comes late
 NAMES = [f"{t:05d}" for t in range(LAST + 1)]
@@ -154,11 +153,10 @@ def test_weights_are_read_once_and_only_if_something_is_missing(work, weights, c
     (["--far", "0.2"], 1, .2), (["--mirror", "--far", "12"], 2, 12.)])
 def test_looks_reach_the_segmenter(weights, words, looks, far):
     s = cli.parse(["segment", "x", "--mask", "y", "--out", "z", "--weights", str(weights), *words]).segmenter()
-    assert type(s) is (VideoSegmenter if looks is None else MultiScaleSegmenter)
-    if looks:
-        assert len(s.looking.branches) == looks and s.looking.far == far
-        assert {b.scale for b in s.looking.branches} == ({1., 1.15, 1.3, 1.5} if "--multi-scale" in words else {1.})
-        assert any(b.flip for b in s.looking.branches) == ("--mirror" in words)
+    assert type(s) is VideoSegmenter
+    assert len(s.test_time.views) == (looks or 1) and s.test_time.max_distance == far
+    assert {v.scale for v in s.test_time.views} == ({1., 1.15, 1.3, 1.5} if "--multi-scale" in words else {1.})
+    assert any(v.flip for v in s.test_time.views) == ("--mirror" in words)
 
 
 def test_the_mirror_changes_the_masks_and_policy_and_slots_still_count(work, weights, capsys):

@@ -83,7 +83,7 @@ def test_similarity_at_the_end_is_that_of_the_memory(model, clips, learned):
     s = VideoSegmenter(model, "learned", 4)
     for t, frame in enumerate(clips[3].frames):
         s.step(frame, None if t else clips[3].masks[0])
-    keys = s.state.memories[0].keys
+    keys = s.state.memories[0][0].keys
     for i in range(4):
         for j in range(4):
             wanted = float(best_match_similarity(keys[:, i], keys[:, j:j + 1]))

@@ -275,8 +275,8 @@ def test_a_wrong_switch_is_noticed(names):
     with pytest.raises(AttributeError): resolve("MemoryBanks", names)
     with pytest.raises(AttributeError): resolve("MemoryBank.template_of", names)
     assert "skip" not in arguments(resolve("VOSConfig", names)) and "skips" in arguments(resolve("VOSConfig", names))
-    careful = arguments(resolve("MultiScaleSegmenter", names))
-    assert {"far","seed"}<=careful and "nearness" not in careful
+    careful = arguments(resolve("TestTimeConfig", names))
+    assert {"max_distance","hard"}<=careful and "nearness" not in careful
 
 
 def test_cited_peers():

@@ -214,8 +214,8 @@ def trace_video(
     segmenter = VideoSegmenter(model, rule, slots, next(model.parameters()).device.type, seed)
     for t,frame in enumerate(clip.frames):
         masks.append(segmenter.step(frame, None if t else truth[0].long())==1)
-        held.append(segmenter.state.memories[0].frames)
-    memory = segmenter.state.memories[0]
+        held.append(segmenter.state.memories[0][0].frames)
+    memory = segmenter.state.memories[0][0]                                  # of the only view
     found = torch.stack(masks)[None]
     return assemble([clip], held, log, found, truth[None], memory, slots)
 

@@ -184,7 +184,7 @@ def report_decision(
     return [describe_change((i,), t, old[r], after.frames[r].tolist(), scores[r])
             for r,i in enumerate(ids)]
 
-# %% ../../nbs/library/60_vos.stream.ipynb #dc0c38df
+# %% ../../nbs/library/60_vos.stream.ipynb #8d5b563e
 def equal_widths_pay(
     model:VOSModel, # Network
 )->bool:
@@ -212,7 +212,7 @@ def segment_views(
     if not probs: return None,encoded
     return average(probs, test_time.views, tuple(frame.shape[-2:])),encoded
 
-# %% ../../nbs/library/60_vos.stream.ipynb #a01966e2
+# %% ../../nbs/library/60_vos.stream.ipynb #4a108732
 class Answer(NamedTuple):
     "What a stream says about a frame."
     prob:Tensor|None    # (O+1,h,w) predicted probabilities, background first; None at the start
@@ -261,7 +261,7 @@ def view_masks(
     known = soft_planes(given.labels, given.ids, size, flip)
     return merge_given_masks(soft, known, [given.objects.index(i) for i in given.ids])
 
-# %% ../../nbs/library/60_vos.stream.ipynb #effc6d60
+# %% ../../nbs/library/60_vos.stream.ipynb #93dc514f
 def memorize_views(
     model:VOSModel,         # Network
     policy:UpdatePolicy,    # How to forget
@@ -307,7 +307,7 @@ def step_stream(
     memories,reports = memorize_views(model, policy, state, given.groups, encoded, masks, generators)
     return answer,after._replace(memories=memories, groups=given.groups, reports=reports)
 
-# %% ../../nbs/library/60_vos.stream.ipynb #f1a4a3d2
+# %% ../../nbs/library/60_vos.stream.ipynb #dc0011a7
 def joint_probabilities(
     answer:Answer,     # To the frame
     known:list[int],   # (O,) ids of the predicted objects
@@ -447,11 +447,10 @@ class VideoSegmenter:
         """
         frame = as_frame(frame)
         labels = check_labels(self.state, frame, mask)
-        device = next(self.model.parameters()).device
         known = self.state.objects
-        given = match_given_ids(self.state, None if labels is None else labels.to(device))
+        given = match_given_ids(self.state, None if labels is None else labels.to(self.device))
         answer,self.state = step_stream(self.model, self.policy, self.test_time, self.state,
-                                        frame.to(device), given, self.generators, end)
+                                        frame.to(self.device), given, self.generators, end)
         return (joint_probabilities(answer, known, given) if return_prob else answer.labels).cpu()
 
     def track(self,
@@ -499,6 +498,11 @@ class VideoSegmenter:
         if object_id not in self.objects:
             raise StremnError(f"object {object_id}: expected one of {self.objects}, found none of that id")
         self.state = drop_object(self.state, object_id)
+
+    @property
+    def device(self)->torch.device: # Of the network
+        "Where the stream computes."
+        return next(self.model.parameters()).device
 
     @property
     def objects(self)->list[int]: # In the order in which they entered
