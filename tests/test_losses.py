@@ -66,7 +66,7 @@ def test_plain_loss_is_torchs_cross_entropy():
 
 
 @pytest.mark.parametrize("dice,fraction", [(0., 1.), (1., 1.), (.5, .3)])
-def test_gradients(dice, fraction):
+def test_gradients_are_right(dice, fraction):
     z, y = batch(3, H=3, W=3)
     assert torch.autograd.gradcheck(lambda a: segmentation_loss(a, y, dice=dice, fraction=fraction), z.requires_grad_())
 
@@ -127,7 +127,7 @@ def test_frames_without_labels_do_not_count():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision(dtype):
+def test_half_precision_is_summed_in_float32(dtype):
     z, y = batch(9, V=1, T=1, O=2, H=300, W=400, dtype=torch.float32)
     for kw in (dict(), dict(dice=1.), dict(dice=1., fraction=.15)):
         half = z.to(dtype).requires_grad_()
@@ -162,7 +162,7 @@ def test_bootstrapped_keeps_the_hardest():
     assert ((grad.abs().sum(1) > 0).sum((1, 2)) == (counts.sum((1, 2)) * .15).floor()).all()
 
 
-def test_schedule():
+def test_the_share_of_pixels_falls_to_its_final_value():
     values = [bootstrap_fraction(s) for s in range(0, 90_000, 1000)]
     assert values[0] == 1 and values[20] == 1 and values[-1] == .15
     assert bootstrap_fraction(45_000) == pytest.approx(.575)
@@ -172,7 +172,7 @@ def test_schedule():
         bootstrap_fraction(0, start=9, end=5)
 
 
-def test_dice():
+def test_dice_is_its_definition():
     g = torch.Generator().manual_seed(0)
     m, t = torch.rand(2, 3, 6, 7, generator=g), torch.rand(2, 3, 6, 7, generator=g) < .4
     loss = dice_loss(m, t)
@@ -211,10 +211,21 @@ def test_one_hot_equals_index():
     (lambda z, y: dict(present=torch.ones(2, 4, dtype=torch.bool)), "present: expected shape"),
     (lambda z, y: dict(logits=z[:, :0], labels=y[:, :0]), "logits: expected at least one predicted frame, found"),
 ])
-def test_refusals(make, words):
+def test_arguments_that_do_not_fit_are_refused(make, words):
     z, y = batch(12)
     with pytest.raises(StremnError, match=words):
         segmentation_loss(**(dict(logits=z, labels=y) | make(z, y)))
+
+
+@pytest.mark.parametrize("dice", [0., 1.])
+def test_no_label_is_read_back_from_an_accelerator(dice):
+    "On torch's meta device tensors have no values, so reading one would fail."
+    z, y = torch.empty(2, 3, 4, 8, 8, device="meta"), torch.empty(2, 3, 8, 8, dtype=torch.int64, device="meta")
+    present = torch.empty(2, 3, dtype=torch.bool, device="meta")
+    assert segmentation_loss(z, y, dice, present=present).shape == ()
+    with pytest.raises(StremnError, match="labels: expected present objects, found one that is padding"):
+        segmentation_loss(z.new_zeros(1, 1, 3, 8, 8, device="cpu"), torch.full((1, 1, 8, 8), 2), dice,
+                          present=torch.tensor([[True, False]]))
 
 
 # ---- losses of predicted frames ------------------------------------------------------------------------------------
@@ -262,7 +273,7 @@ def test_shrinkage_equals_its_definition(power, a, c, label_weight):
         assert got == pytest.approx(shrinkage_by_loops(p, t, power, a, c, label_weight), rel=1e-12)
 
 
-def test_shrinkage_properties():
+def test_shrinkage_is_symmetric_bounded_and_differentiable():
     p, t = two_frames(1, 2, 2, 1, 6, 6)
     assert shrinkage_loss(t, t, 1).item() == shrinkage_loss(t, t, 2).item() == 0
     assert shrinkage_loss(p, t, 1, a=0.).item() == pytest.approx(F.l1_loss(p, t).item() / 2)
@@ -290,7 +301,7 @@ def test_gradient_loss_equals_its_definition(steps, eps, smooth):
         assert gradient_loss(p, t, steps, eps, smooth).item() == pytest.approx(want, rel=1e-12)
 
 
-def test_gradient_loss_properties():
+def test_gradient_loss_compares_contrasts():
     p, t = two_frames(2, 2, 1, 20, 20)
     assert gradient_loss(t, t).item() == pytest.approx(5 * math.sqrt(1e-5), rel=1e-9)
     g = scale_invariant_gradient(p, 3)
@@ -334,6 +345,6 @@ def test_frame_losses_in_half_precision(dtype):
     (lambda p, t: gradient_loss(p, t, (0,)), "step: expected"), (lambda p, t: gradient_loss(p, t, eps=0.), "eps: expected"),
     (lambda p, t: gradient_loss(p, t, smooth=0.), "smooth: expected"), (lambda p, t: prediction_loss(p, t, l1=-1.), "weights: expected"),
     (lambda p, t: prediction_loss(p, t, 0., 0., 0.), "weights: expected")])
-def test_frame_losses_refuse(call, words):
+def test_frames_that_do_not_fit_are_refused(call, words):
     with pytest.raises(StremnError, match=words):
         call(*two_frames(5, 2, 2, 1, 6, 6))

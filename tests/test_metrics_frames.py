@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from stremn.core import StremnError
 from stremn.data.walkers import TEST_PEOPLE, WalkersConfig, walkers_batch
 from stremn.metrics import frames as module
-from stremn.metrics.frames import CONVENTIONS, LPIPS, METRICS, TABLE_5, FrameScore, as_bytes, download_lpips, frame_error, load_lpips, lpips_of, psnr, score_frames, ssim, table_5_cells
+from stremn.metrics.frames import (CONVENTIONS, LPIPS, METRICS, TABLE_5, FrameScore, as_bytes, download_lpips,
+                                   frame_error, load_lpips, lpips_of, psnr, score_frames, ssim, table_5_cells)
 from stremn.paper import TABLES
 
 
@@ -37,7 +38,7 @@ def random_net():
 
 # ---- each metric ---------------------------------------------------------------------------------------------------
 
-def test_frame_error_and_psnr_against_loops():
+def test_frame_error_and_psnr_equal_loops():
     for seed, C in ((0, 1), (1, 3)):
         p, t = clips(seed, C=C, dtype=torch.float64)
         for n in range(2):
@@ -51,7 +52,7 @@ def test_frame_error_and_psnr_against_loops():
     assert psnr(t, t).isinf().all() and frame_error(t, t).abs().max() == 0
 
 
-def test_bytes_are_numpys():
+def test_bytes_are_those_of_numpy():
     g = torch.Generator().manual_seed(0)
     x = torch.rand(10000, generator=g)
     for v in (x, torch.arange(256) / 255, torch.tensor([0., 1., .9999999, 1e-9])):
@@ -62,7 +63,7 @@ def test_bytes_are_numpys():
 
 @pytest.mark.parametrize("shape", [(7, 7), (9, 30), (16, 16)])
 @pytest.mark.parametrize("data_range", [1., 2., 255.])
-def test_ssim_against_scikit_image(shape, data_range):
+def test_ssim_is_that_of_scikit_image(shape, data_range):
     skimage = pytest.importorskip("skimage.metrics")
     for seed, C in ((0, 1), (1, 3)):
         p, t = clips(seed, C=C, H=shape[0], W=shape[1], dtype=torch.float64)
@@ -74,7 +75,7 @@ def test_ssim_against_scikit_image(shape, data_range):
                 assert got[n, k].item() == pytest.approx(want, abs=1e-12)
 
 
-def test_ssim_properties():
+def test_ssim_is_one_for_equal_frames_and_blind_to_order():
     p, t = clips(3, H=20, W=20)
     assert ssim(t, t).numpy() == pytest.approx(1.) and torch.allclose(ssim(p, t), ssim(t, p))
     assert torch.allclose(ssim(p, t), ssim(p.flip(-1).transpose(-1, -2), t.flip(-1).transpose(-1, -2)))
@@ -93,7 +94,7 @@ def torchvision_features():
     return pytest.importorskip("torchvision.models").alexnet(weights=None).features.double().eval()
 
 
-def lpips_judge(state, a, b):
+def lpips_by_hand(state, a, b):
     "LPIPS in float64 through torchvision's AlexNet and its own taps."
     net = torchvision_features()
     convolutions = {k.removeprefix("features."): v.double() for k, v in state.items() if k.startswith("features.")}
@@ -113,11 +114,11 @@ def lpips_judge(state, a, b):
 
 
 @pytest.mark.parametrize("C,H,W", [(1, 64, 64), (3, 47, 80), (1, 31, 31)])
-def test_lpips_against_torchvision(random_net, C, H, W):
+def test_lpips_is_alexnet_of_torchvision_by_hand(random_net, C, H, W):
     p, t = clips(4, N=1, C=C, H=H, W=W)
     state = random_net.state_dict()
     for span, f in (("01", lambda v: v), ("pm1", lambda v: 2 * v - 1)):
-        want = lpips_judge(state, f(p[0]), f(t[0]))
+        want = lpips_by_hand(state, f(p[0]), f(t[0]))
         torch.testing.assert_close(lpips_of(p, t, random_net, span)[0].double(), want, rtol=1e-4, atol=1e-6)
     assert lpips_of(t, t, random_net).abs().max() == 0
     assert torch.equal(lpips_of(p, t, random_net, chunk=2), lpips_of(p, t, random_net, chunk=3)) or \
@@ -136,7 +137,7 @@ def published(data_root):
     return path
 
 
-def test_published_weights(published, monkeypatch):
+def test_the_published_weights_give_the_same_distances(published, monkeypatch):
     monkeypatch.setenv("STREMN_LPIPS", str(published))
     net = load_lpips()
     state = load_file(published)
@@ -144,13 +145,13 @@ def test_published_weights(published, monkeypatch):
     assert all((state[f"lin{i}.weight"] >= 0).all() for i in range(5))
     p, t = clips(5, N=1, C=3, H=64, W=64)
     p = p.clamp(0, 1)
-    want = lpips_judge(state, 2 * p[0] - 1, 2 * t[0] - 1)
+    want = lpips_by_hand(state, 2 * p[0] - 1, 2 * t[0] - 1)
     torch.testing.assert_close(lpips_of(p, t, net)[0].double(), want, rtol=1e-4, atol=1e-5)
     here, there = (score_frames(p, t, c, ["lpips"])["lpips"].mean for c in ("correct", "predrnn"))
     assert here > 0 and there > 0 and abs(here - there) > 1e-3                     # nearer or farther, but not the same
 
 
-def test_the_numbers_of_the_notebook(published):
+def test_the_numbers_that_the_notebook_states(published):
     "LPIPS of two predictions of equal squared error: blurred, and shifted by a pixel."
     config = WalkersConfig(people=TEST_PEOPLE, actions=("waving",), scenarios=("outdoor",), noise=0., frames=20)
     true = torch.stack([c.frames for c in walkers_batch(range(4), config)])
@@ -165,7 +166,7 @@ def test_the_numbers_of_the_notebook(published):
         assert found == pytest.approx(want, abs=6e-4)
 
 
-def test_where_weights_come_from(random_net, tmp_path, monkeypatch):
+def test_weights_come_from_an_argument_a_variable_or_a_download(random_net, tmp_path, monkeypatch):
     path = tmp_path / "weights.safetensors"
     save_file(random_net.state_dict(), path)
     monkeypatch.delenv("STREMN_LPIPS", raising=False)
@@ -185,10 +186,10 @@ def test_where_weights_come_from(random_net, tmp_path, monkeypatch):
     assert torch.equal(a, score_frames(p, t, metrics=["lpips"])["lpips"].values)
     assert torch.equal(a, score_frames(p, t, lpips=random_net)["lpips"].values)
     monkeypatch.setenv("STREMN_LPIPS", str(tmp_path / "none"))
-    with pytest.raises(StremnError, match="none: LPIPS weights .* no such file"):
+    with pytest.raises(StremnError, match="none: expected LPIPS weights .* no such file"):
         load_lpips()
     (tmp_path / "text").write_text("not weights")
-    with pytest.raises(StremnError, match="text: LPIPS weights"):
+    with pytest.raises(StremnError, match="text: expected LPIPS weights"):
         load_lpips(tmp_path / "text")
     state = dict(random_net.state_dict())
     for change in ({"lin4.weight": torch.zeros(1, 9, 1, 1)}, {"extra": torch.zeros(1)}):
@@ -201,7 +202,7 @@ def test_where_weights_come_from(random_net, tmp_path, monkeypatch):
         load_lpips(tmp_path / "odd")
 
 
-def test_download(random_net, monkeypatch):
+def test_a_download_gives_the_same_network(random_net, monkeypatch):
     "The two published files, in their own names, become the same network."
     monkeypatch.delenv("STREMN_LPIPS", raising=False)
     state, asked = random_net.state_dict(), []
@@ -236,19 +237,19 @@ def retold(name, p, t, state):
     wide = [2 * v - 1 for v in pair]
     return {
         "correct": lambda: dict(mse=np.sum((clipped - x)**2), mae=np.sum(np.abs(clipped - x)), psnr=decibel,
-                                ssim=similarity(clipped, x, 1.), lpips=lpips_judge(state, *wide).item()),
+                                ssim=similarity(clipped, x, 1.), lpips=lpips_by_hand(state, *wide).item()),
         "predrnn": lambda: dict(mse=np.sum((clipped - x)**2), psnr=decibel_bytes, ssim=similarity(byte_p, byte_x, 255.),
-                                lpips=lpips_judge(state, *pair).item()),
+                                lpips=lpips_by_hand(state, *pair).item()),
         "mim": lambda: dict(mse=np.sum((clipped - x)**2), mae=np.sum(np.abs(raw - x)), psnr=decibel_bytes,
                             ssim=similarity(clipped, x, 2.)),
         "openstl": lambda: dict(mse=np.sum((raw - x)**2), mae=np.sum(np.abs(raw - x)), psnr=decibel,
-                                ssim=similarity(clipped, x, 2.), lpips=lpips_judge(state, *wide).item()),
+                                ssim=similarity(clipped, x, 2.), lpips=lpips_by_hand(state, *wide).item()),
     }[name]()
 
 
 @pytest.mark.parametrize("C", [1, 3])
 @pytest.mark.parametrize("name", CONVENTIONS)
-def test_conventions(name, C, random_net):
+def test_each_convention_is_its_program_in_numpy(name, C, random_net):
     p, t = clips(7, N=2, T=2, C=C, H=33, W=40)
     got = score_frames(p, t, name, lpips=random_net)
     assert ((p < 0) | (p > 1)).any()
@@ -276,7 +277,7 @@ def test_conventions_differ_where_they_should(random_net):
 
 # ---- the whole -----------------------------------------------------------------------------------------------------
 
-def test_scores_and_means():
+def test_scores_have_means_over_clips_and_frames():
     p, t = clips(9, N=3, T=4)
     for m, s in score_frames(p, t).items():
         assert isinstance(s, FrameScore) and m in METRICS
@@ -293,14 +294,14 @@ def test_scores_and_means():
     assert score_frames(p.requires_grad_(), t)["mse"].values.requires_grad is False
 
 
-def test_precision():
+def test_single_and_half_precision_score_alike():
     p, t = clips(10)
     wide, half = score_frames(p.double(), t.double()), score_frames(p.half(), t.half())
     for m, s in score_frames(p, t).items():
         assert s.mean == pytest.approx(wide[m].mean, rel=1e-5) and s.mean == pytest.approx(half[m].mean, rel=.02)
 
 
-def test_table_5(random_net):
+def test_the_columns_of_table_5(random_net):
     columns = TABLES["t5"].columns
     assert set(TABLE_5) == set(columns)
     p, t = clips(11, H=32, W=32)
@@ -331,7 +332,7 @@ def test_table_5(random_net):
     (lambda p, t: dict(metrics=["lpips"], lpips=LPIPS(), pred=p[..., :16, :16], true=t[..., :16, :16]), "31 x 31"),
     (lambda p, t: dict(metrics=["lpips"], lpips="nowhere.safetensors"), "nowhere.safetensors"),
 ])
-def test_refusals(change, words):
+def test_what_cannot_be_scored_is_refused(change, words):
     p, t = clips(12, H=20, W=20)
     with pytest.raises(StremnError, match=words) as e:
         score_frames(**(dict(pred=p, true=t) | change(p, t)))
