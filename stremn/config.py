@@ -19,7 +19,7 @@ from pathlib import PurePath
 import numpy as np
 import torch
 
-from .core import StremnError, check
+from .core import StremnError
 
 # %% ../nbs/library/02_config.ipynb #19f4bb2c
 def to_json(
@@ -62,7 +62,7 @@ def to_json(
         return sorted(found, key=lambda v: json.dumps(v, sort_keys=True))
     raise StremnError(f"{where}: expected plain data, found {type(value).__name__}")
 
-# %% ../nbs/library/02_config.ipynb #8e5fd6f3
+# %% ../nbs/library/02_config.ipynb #3b6444d0
 def _mapping_to_json(value:Mapping, where:str)->dict:
     "A mapping with its keys as text, which must stay different."
     found = {str(to_json(k, where)): to_json(v, f"{where}.{k}") for k,v in value.items()}
@@ -104,7 +104,7 @@ def _restore_tuple(
         raise StremnError(f"{where}: expected {len(kinds)} values, found {len(value)}")
     return tuple(_restore(k, v, f"{where}[{i}]") for i,(k,v) in enumerate(zip(kinds, value)))
 
-# %% ../nbs/library/02_config.ipynb #20d8477e
+# %% ../nbs/library/02_config.ipynb #d61b2d6a
 def from_json(
     kind:type,            # A dataclass
     data:dict,            # What `to_json` made of one; missing fields take their defaults
@@ -160,7 +160,7 @@ def config_diff(
     if then==now or where in FREE_FIELDS: return []
     return [f"{where}: {json.dumps(then)}, now {json.dumps(now)}"]
 
-# %% ../nbs/library/02_config.ipynb #a4d6ef06
+# %% ../nbs/library/02_config.ipynb #2ae87044
 def with_new_defaults(
     found:object, # Plain data: a config as it was stored, perhaps by an older version
     now:object,   # The config of today that it is compared with, or several by name

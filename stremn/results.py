@@ -157,7 +157,7 @@ def _check_record(data, where):
     _check_numbers(data["metrics"], data.get("clips", {}), where)
     return data
 
-# %% ../nbs/library/04_results.ipynb #35810440
+# %% ../nbs/library/04_results.ipynb #e2706a5f
 def _check_numbers(metrics, clips, where):
     "Metrics are numbers, clips are metric -> {clip name: number}."
     for key,value in metrics.items():
@@ -234,7 +234,7 @@ def _around(mean, means, level):
     lo,hi = np.quantile(means, [(1-level)/2, (1+level)/2])
     return Interval(float(mean), float(min(lo, mean)), float(max(hi, mean)))
 
-# %% ../nbs/library/04_results.ipynb #6bbfc381
+# %% ../nbs/library/04_results.ipynb #6f6b1815
 def bootstrap_interval(
     values:Sequence[float], # (n,) one score per clip; finite
     draws:int = 10_000,     # Made-up test sets

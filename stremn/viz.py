@@ -130,7 +130,7 @@ def overlay(
             band[line] = bright[here[line]]
     return out
 
-# %% ../nbs/library/06_viz.ipynb #35cdbe26
+# %% ../nbs/library/06_viz.ipynb #cd589b5f
 def _checked_frame(frame)->np.ndarray:
     "A frame for `overlay` as an array; floats that overshoot a little are clipped."
     frame = _array(frame)
@@ -363,7 +363,7 @@ def lives(
 
 # %% ../nbs/library/06_viz.ipynb #34c535b1
 def _spread(values, gap:float, low:float, high:float)->np.ndarray:
-    "Heights near `values`, in order, at least `gap` apart, inside `low` to `high` if there is room."
+    "Heights near `values`, in order, at least `gap` apart, inside `low` to `high` if they fit."
     order = np.argsort(values, kind="stable")
     at = np.asarray(values, float)[order]
     for i in range(1, len(at)): at[i] = max(at[i], at[i-1]+gap)

@@ -13,6 +13,7 @@ import torch
 
 from refusals import refused
 from stremn.config import config_diff, from_json, to_json, with_new_defaults
+from stremn.core import StremnError
 
 
 @dataclass(frozen=True)

@@ -141,7 +141,8 @@ def test_frames_round_trip_and_stay_in_range(tmp_path):
     Image.fromarray(frame_pixels()).save(tmp_path / "f.png")
     frame = read_frame(tmp_path / "f.png")
     assert frame.shape == (3, H, W) and frame.dtype == torch.float32 and 0 <= frame.min() and frame.max() <= 1
-    assert (to_pixels(frame) == frame_pixels()).all() and (to_pixels((frame * 255).round().byte()) == frame_pixels()).all()
+    assert (to_pixels(frame) == frame_pixels()).all()
+    assert (to_pixels((frame * 255).round().byte()) == frame_pixels()).all()
 
 
 def test_frames_of_other_modes(tmp_path):

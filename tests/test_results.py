@@ -1,7 +1,6 @@
 """Contracts of stremn.results: records that survive the disk or are refused, intervals against loops and formulas,
 pairs by name, protocols that do not mix."""
 import dataclasses
-import json
 import os
 import subprocess
 import sys

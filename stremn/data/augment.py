@@ -23,23 +23,31 @@ from ..images import LUMA
 # %% ../../nbs/library/16_data.augment.ipynb #534519c5
 @dataclass(frozen=True)
 class AugmentConfig:
-    """How a clip is changed at random. The defaults are STCN's for stills; `VIDEO_AUGMENT` has its values for video.
+    """How a clip is changed at random.
+
+    The defaults are STCN's for stills; `VIDEO_AUGMENT` has its values for video.
 
     Args:
-        flip, grey, bend_chance: chances from 0 to 1: the clip is mirrored, loses its colours; a frame is bent.
-        zoom: (least, most) shorter side of the picture over the side of the crop; below 1 shows the outside.
+        flip, grey, bend_chance: chances from 0 to 1: the clip is mirrored, loses its colours; a
+            frame is bent.
+        zoom: (least, most) shorter side of the picture over the side of the crop; below 1 shows
+            the outside.
         stretch: 1 or more; the crop is up to this much wider than high, or higher than wide.
-        brightness, contrast, saturation: shares from 0 to 1; the clip's factor lies from 1-x to 1+x.
+        brightness, contrast, saturation: shares from 0 to 1; the clip's factor lies from 1-x to
+            1+x.
         hue: share of a full turn of the colour circle, either way.
         frame_turn, frame_shear: degrees, either way, for each frame.
         frame_scale: (least, most) factor of size of each frame.
         frame_shift: share of the side, in x and in y, of each frame.
         bend: standard deviation of the thin plate's 16 handles, as a share of the side.
-        frame_brightness, frame_contrast, frame_saturation: as for the clip, times the clip's factor.
-        drift: from 0, where each frame's change is drawn on its own, to 1, a straight line through the clip.
+        frame_brightness, frame_contrast, frame_saturation: as for the clip, times the clip's
+            factor.
+        drift: from 0, where each frame's change is drawn on its own, to 1, a straight line through
+            the clip.
         keep: share of the object pixels that the crop must hold in the first frame that shows any.
         tries: crops drawn before the crop is put around the objects.
-        outside: what lies beyond the picture: "grey" (label 0), or "reflect" (picture and labels mirrored).
+        outside: what lies beyond the picture: "grey" (label 0), or "reflect" (picture and labels
+            mirrored).
 
     Raises:
         StremnError: when a value is outside its range.
@@ -78,7 +86,8 @@ class AugmentConfig:
         self._require(["zoom", "frame_scale"], lambda x: len(x)==2 and 0<x[0]<=x[1],
                       "(least, most) with 0 < least <= most")
         self._require(["stretch", "tries"], lambda x: x>=1, "1 or more")
-        self._require(["frame_turn", "frame_shear", "frame_shift", "bend"], lambda x: x>=0, "0 or more")
+        sizes = ["frame_turn", "frame_shear", "frame_shift", "bend"]
+        self._require(sizes, lambda x: x>=0, "0 or more")
         self._require(["outside"], lambda x: x in ("grey", "reflect"), "'grey' or 'reflect'")
 
     def _require(self, names, holds, expected):
@@ -135,7 +144,7 @@ def pixel_centres(
 def thin_plate(
     size:int, # Height and width of the frame, S
 )->Tensor:    # (S*S,16): row p says how far pixel p follows each handle
-    "Thin-plate spline over a square: the linear map from its handles' offsets to those of all pixels."
+    "Thin-plate spline: the linear map from the offsets of its handles to those of all pixels."
     line = torch.linspace(-1, 1, HANDLES, dtype=torch.double)
     handles = torch.cartesian_prod(line, line).flip(-1)                         # (N,2) x and y
     def rows(x):                                                                # (n,N+3)
@@ -164,7 +173,7 @@ def sample_at(
     grid:Tensor,        # (T,S,S,2) points of the images
     outside:str="grey", # "grey" gives 0 beyond the picture, "reflect" mirrors
 )->Tensor:              # (T,C,S,S)
-    "Bilinear values at the points of a grid; images of more than twice the resolution are averaged first."
+    "Bilinear; images of more than twice the resolution are averaged first."
     H,W = images.shape[-2:]
     corners = grid[:,(0, 0, -1),(0, -1, 0)]*torch.tensor([W/2, H/2])                 # (T,3,2) in pixels
     sides = (corners[:,1:]-corners[:,:1]).norm(dim=-1)                 # (T,2) of what the frame covers
@@ -184,7 +193,8 @@ def resample(
     outside:str="grey",  # "grey" with label 0, or "reflect"
 )->tuple[Tensor,Tensor]: # (T,3,S,S) and (T,S,S): interpolated colours, the label of the nearest pixel
     "Frames and labels through one grid. A frame without annotation (all -1) stays without."
-    check(outside in ("grey", "reflect"), f"outside: expected 'grey' or 'reflect', found {outside!r}")
+    known = outside in ("grey", "reflect")
+    check(known, f"outside: expected 'grey' or 'reflect', found {outside!r}")
     padding = "zeros" if outside=="grey" else "reflection"
     mean = torch.tensor(IMAGENET_GREY)[:,None,None]
     new = sample_at(frames-mean, grid, outside)+mean                                 # (T,3,S,S)
@@ -202,7 +212,7 @@ def recolour(
     saturation:Tensor, # (T,) factor of the distance from grey, pixel by pixel; 0 leaves no colour
     hue:Tensor,        # (T,) radians around the grey axis
 )->Tensor:             # (T,3,H,W) in [0,1]
-    "Brightness, contrast, saturation and hue as one matrix and one constant a frame, clamped at the end."
+    "All four changes as one matrix and one constant a frame, clamped at the end."
     luma = torch.tensor(LUMA)
     cos,sin = hue.cos()[:,None,None],hue.sin()[:,None,None]
     cross = torch.tensor([[0., -1., 1.], [1., 0., -1.], [-1., 1., 0.]])/math.sqrt(3)
@@ -309,17 +319,22 @@ def augment_clip(
     size:int,                  # Height and width of the result, S
     config:AugmentConfig=VIDEO_AUGMENT, # How far
 )->Clip:                       # frames (T,3,S,S) and masks (T,S,S)
-    """The same clip, changed at random: one crop, flip and colour for all frames, one small change for each.
+    """The same clip, changed at random.
+
+    All frames share one crop, one flip and one colour change; each has a small change besides.
 
     Args:
         clip: frames (T,3,H,W) float32 in [0,1] and masks (T,H,W) int64, any H and W.
-        generator: on the CPU; equal generators give equal clips, and the global random state is not touched.
+        generator: on the CPU; equal generators give equal clips, and the global random state is
+            not touched.
         size: height and width S of the result, in pixels, 1 or more.
         config: how strongly; the default suits video, `AugmentConfig()` suits stills.
 
     Returns:
-        A clip with frames (T,3,S,S) in [0,1] and masks (T,S,S) with the same object ids, -1 where a frame had
-        no annotation. The object pixels of the first frame that shows any are kept as `config.keep` says.
+        A clip with frames (T,3,S,S) in [0,1] and masks (T,S,S) with the same object ids, -1 where
+        a frame had
+        no annotation. The object pixels of the first frame that shows any are kept as
+        `config.keep` says.
 
     Raises:
         StremnError: when `size` is below 1.
@@ -365,7 +380,7 @@ def paste(
     alpha:Tensor,  # (T,S,S) its coverage, 0 to 1
     label:int,     # Its label; 0: background
 )->tuple[Tensor,Tensor]: # (T,3,S,S) and (T,S,S)
-    "Put something in front: colours mix by coverage, the label changes where it covers half of the pixel or more."
+    "Put something in front: colours mix by coverage, the label changes from half a pixel on."
     return torch.lerp(frames, over, alpha[:,None]),torch.where(alpha>=.5, label, labels)
 
 # %% ../../nbs/library/16_data.augment.ipynb #dc5f534b
@@ -374,8 +389,10 @@ class PasteConfig:
     """How an object is put in front of a clip.
 
     Args:
-        size: (least, most) size in the middle of the clip, as a share of the object's own; 0 < least <= most.
-        grow: 1 or more; in the course of the clip it becomes up to so many times larger, or smaller.
+        size: (least, most) size in the middle of the clip, as a share of the object's own; 0 <
+            least <= most.
+        grow: 1 or more; in the course of the clip it becomes up to so many times larger, or
+            smaller.
         vanish: chance from 0 to 1 that it is gone from some frame on, never from the first.
 
     Raises:
@@ -412,7 +429,8 @@ def paste_object(
         config: size, growth and vanishing of the pasted object.
 
     Returns:
-        The clip with the object in front, as the id after the largest one; -1 where either frame has no annotation.
+        The clip with the object in front, as the id after the largest one; -1 where either frame
+        has no annotation.
 
     Example:
         >>> both = paste_object(clip, other, make_generator(0), PasteConfig(vanish=.3))

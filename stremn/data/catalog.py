@@ -26,15 +26,16 @@ OFFICIAL = {("DAVIS 2016","train"):30, ("DAVIS 2016","val"):20,
             ("YouTube-VOS 2018","valid_all_frames"):474,
             ("YouTube-VOS 2019","train"):3471, ("YouTube-VOS 2019","valid"):507,
             ("YouTube-VOS 2019","valid_all_frames"):507,
-            ("COCO","stills"):118287, ("ECSSD","stills"):1000, ("SBD","stills"):11355, ("MSRA10K","stills"):10000,
-            ("HKU-IS","stills"):4447}
-SOURCES = {"DAVIS 2016":"https://davischallenge.org", "DAVIS 2017":"https://davischallenge.org",
-           "YouTube-VOS 2018":"https://youtube-vos.org", "YouTube-VOS 2019":"https://youtube-vos.org",
-           "COCO":"https://cocodataset.org (2017 train images and annotations)",
-           "ECSSD":"https://www.cse.cuhk.edu.hk/leojia/projects/hsaliency/dataset.html",
-           "SBD":"https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours",
-           "MSRA10K":"https://mmcheng.net/msra10k",
-           "HKU-IS":"https://i.cs.hku.hk/~yzyu/research/deep_saliency.html"}
+            ("COCO","stills"):118287, ("ECSSD","stills"):1000, ("SBD","stills"):11355,
+            ("MSRA10K","stills"):10000, ("HKU-IS","stills"):4447}
+SOURCES = {
+    "DAVIS 2016":"https://davischallenge.org", "DAVIS 2017":"https://davischallenge.org",
+    "YouTube-VOS 2018":"https://youtube-vos.org", "YouTube-VOS 2019":"https://youtube-vos.org",
+    "COCO":"https://cocodataset.org (2017 train images and annotations)",
+    "ECSSD":"https://www.cse.cuhk.edu.hk/leojia/projects/hsaliency/dataset.html",
+    "SBD":"https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours",
+    "MSRA10K":"https://mmcheng.net/msra10k",
+    "HKU-IS":"https://i.cs.hku.hk/~yzyu/research/deep_saliency.html"}
 
 # %% ../../nbs/library/19_data.catalog.ipynb #faca4505
 class DataUse(NamedTuple):
@@ -60,13 +61,17 @@ class DataRow(NamedTuple):
         return self.expected is None or self.found==self.expected
 
 # %% ../../nbs/library/19_data.catalog.ipynb #95d993d8
+FAST = {"all_frames":True}
 SERVER = {"zip":"masks.zip"} # The true masks are with the server, which wants an archive
 EVALUATED = {("DAVIS 2016","val"):{"year":2016},
              ("DAVIS 2017","val"):{},
-             ("DAVIS 2017","test-dev"):{"split":"test-dev", **SERVER}} # Options of `stremn evaluate`
-EVALUATED |= {(f"YouTube-VOS {year}",f"valid{rate}"):{"year":year, "split":"valid", **option, **SERVER}
-              for year in (2018, 2019) for rate,option in (("", {}), ("_all_frames", {"all_frames":True}))}
+             ("DAVIS 2017","test-dev"):{"split":"test-dev", **SERVER},
+             ("YouTube-VOS 2018","valid"):{"year":2018, "split":"valid", **SERVER},
+             ("YouTube-VOS 2018","valid_all_frames"):{"year":2018, "split":"valid", **FAST, **SERVER},
+             ("YouTube-VOS 2019","valid"):{"year":2019, "split":"valid", **SERVER},
+             ("YouTube-VOS 2019","valid_all_frames"):{"year":2019, "split":"valid", **FAST, **SERVER}}
 
+# %% ../../nbs/library/19_data.catalog.ipynb #18bde0d1
 def _use(
     root:Path,           # Folder searched
     tree:Path,           # Folder found below it
@@ -104,7 +109,8 @@ def _row(
 
 # %% ../../nbs/library/19_data.catalog.ipynb #e9399d4b
 STILLS = (("COCO","coco","train2017","annotations",".json"), # Name, piece of a folder, layout
-          ("ECSSD","ecssd","images","ground_truth_mask",".png"), ("ECSSD","ecssd","images","masks",".png"),
+          ("ECSSD","ecssd","images","ground_truth_mask",".png"),
+          ("ECSSD","ecssd","images","masks",".png"),
           ("SBD","sbd","img","inst",".mat"), ("SBD","benchmark","img","inst",".mat"),
           ("MSRA10K","msra","Imgs","Imgs",".png"), ("HKU-IS","hku","imgs","gt",".png"),
           ("","","images","masks",".png"))
@@ -116,13 +122,19 @@ def _still_row(
     "The row of a folder of stills, if it is one."
     path = "/".join(folder.resolve().parts[-3:]).lower()
     for name,piece,images,masks,suffix in STILLS:
-        if piece not in path or not ((folder/images).is_dir() and (folder/masks).is_dir()): continue
-        pictures = {p.stem for p in (folder/images).iterdir() if _is_image(p) and p.suffix.lower()!=suffix}
-        if suffix==".png" and images!=masks: pictures |= {p.stem for p in (folder/images).glob("*.png")}
-        if name=="COCO": found = len(pictures)*(folder/masks/f"instances_{images}.json").is_file()
-        else: found = len(pictures & {p.stem for p in (folder/masks).iterdir() if p.suffix.lower()==suffix})
+        if piece not in path: continue
+        if not ((folder/images).is_dir() and (folder/masks).is_dir()): continue
+        found = len(_with_masks(folder, name, images, masks, suffix))
         if found: return _row(root, folder, (name or folder.resolve().name, "stills"), "", found)
     return None
+
+def _with_masks(folder:Path, name:str, images:str, masks:str, suffix:str)->set[str]:
+    "The pictures of a layout that have a mask, by name; for COCO all, if the list of masks exists."
+    files = list((folder/images).iterdir())
+    pictures = {p.stem for p in files if _is_image(p) and p.suffix.lower()!=suffix}
+    if suffix==".png" and images!=masks: pictures |= {p.stem for p in files if p.suffix==".png"}
+    if name=="COCO": return pictures if (folder/masks/f"instances_{images}.json").is_file() else set()
+    return pictures & {p.stem for p in (folder/masks).iterdir() if p.suffix.lower()==suffix}
 
 # %% ../../nbs/library/19_data.catalog.ipynb #0064a320
 def _youtube(
@@ -189,8 +201,10 @@ def describe_data(
         root: a folder that holds data sets, up to four levels down, or one of them.
 
     Returns:
-        A `DataRow` for each split and resolution found, with `found` of `expected` videos or stills and a `use`;
-        then one for each official split that was not found, with 0 found and the `source` to get it from.
+        A `DataRow` for each split and resolution found, with `found` of `expected` videos or
+        stills and a `use`;
+        then one for each official split that was not found, with 0 found and the `source` to get
+        it from.
 
     Raises:
         StremnError: when there is no such folder.
@@ -201,7 +215,8 @@ def describe_data(
         >>> [r.source for r in rows if not r.complete]
     """
     root = Path(root)
-    if not root.is_dir(): raise StremnError(f"{root}: expected a folder with data sets, found {_instead(root)}")
+    if not root.is_dir():
+        raise StremnError(f"{root}: expected a folder with data sets, found {_instead(root)}")
     rows = _inventory(root, root, 4)
     known = {(row.dataset,row.split) for row in rows}
     absent = [key for key in OFFICIAL if key not in known]
@@ -226,7 +241,8 @@ def find_dataset(
         dataset: its name as `describe_data` has it, in upper or lower case.
         split: "train", "val", "stills", ...
         resolution: "480p", ...; "" takes any.
-        rows: `describe_data(root)`, if it is at hand; it counts every file, so it need not be made twice.
+        rows: `describe_data(root)`, if it is at hand; it counts every file, so it need not be made
+            twice.
 
     Returns:
         The folder of the first row that fits.
@@ -244,7 +260,8 @@ def find_dataset(
         same = row.dataset.lower()==dataset.lower() and row.split==split
         if row.found and same and resolution in ("", row.resolution): return Path(root)/row.where
     name = " ".join(x for x in (dataset, split, resolution) if x)
-    raise StremnError(f"{root}: expected {name} in it, found none; stremn data {root} says what is there")
+    raise StremnError(f"{root}: expected {name} in it, found none; "
+                      f"stremn data {root} says what is there")
 
 # %% ../../nbs/library/19_data.catalog.ipynb #05500b16
 class WindowCount(NamedTuple):
@@ -254,7 +271,7 @@ class WindowCount(NamedTuple):
     videos:int          # Videos
     frames:int          # Stored frames that may be used
     windows:int         # At the protocol's strides
-    published:int|None  # Windows that others state; None where nobody does
+    published:int|None  # Windows that others state, if any
 
 def count_windows(
     root:Path|str,             # Where the data is
@@ -285,7 +302,8 @@ PREDICTION_SETS = { # Data set and split -> expected number, protocol
 PREDICTION_SOURCES = {
     "KTH":"https://www.csc.kth.se/cvap/actions",
     "Human3.6M":"http://vision.imar.ro/human3.6m (registration)",
-    "Moving MNIST":"https://www.cs.toronto.edu/~nitish/unsupervised_video; MNIST's train-images to train",
+    "Moving MNIST":"https://www.cs.toronto.edu/~nitish/unsupervised_video; "
+                   "MNIST's train-images to train",
     "action clips":"this project's development folder; not distributed"}
 
 def _prediction_counts(
@@ -323,7 +341,8 @@ def describe_prediction(
         root: a folder that holds data sets, up to four levels down, or one of them.
 
     Returns:
-        A `DataRow` for each split found, with `found` of `expected` videos, digits or sequences and, where training
+        A `DataRow` for each split found, with `found` of `expected` videos, digits or sequences
+        and, where training
         would start, a `use`; then one for each official split that was not found.
 
     Raises:
@@ -344,8 +363,10 @@ def describe_prediction(
             expected,name = PREDICTION_SETS[key]
             known = rows[key].found if key in rows else 0
             if found<=known: continue                                  # of equals the first, as `find_tree`
-            use = DataUse("train prediction", folder, {"protocol":name}) if ready and split=="train" else None
+            use = DataUse("train prediction", folder, {"protocol":name})
+            if split!="train" or not ready: use = None
             rows[key] = DataRow(*key, "", where, found, expected, PREDICTION_SOURCES[dataset], use)
-    absent = [key for key in PREDICTION_SETS if key not in rows and key[0]!="action clips"]
-    return [*rows.values()]+[DataRow(*key, "", "", 0, PREDICTION_SETS[key][0], PREDICTION_SOURCES[key[0]])
-                             for key in absent]
+    for key,(expected,_) in PREDICTION_SETS.items():
+        if key in rows or key[0]=="action clips": continue
+        rows[key] = DataRow(*key, "", "", 0, expected, PREDICTION_SOURCES[key[0]])
+    return list(rows.values())

@@ -33,15 +33,19 @@ class PredictionData:
         name, dataset: what the protocol is called, and the data set it reads.
         observed, future, learned: M frames seen, N' frames to predict in the test, N in training.
         size, channels: side S of a frame in pixels; 1 channel is brightness, 3 are colour.
-        train, choose, test: groups (mostly people) to learn from, those of them held back, groups of the test.
-        view: part that becomes the square: the "whole" frame, the middle "square", the middle "half" of each side.
-        antialias: average when shrinking? OpenCV's bilinear, which the published loaders use, does not.
-        strides: stored frames from window to window, in training and in the test; 0: a window's length.
+        train, choose, test: groups (mostly people) to learn from, those of them held back, groups
+            of the test.
+        view: part that becomes the square: the "whole" frame, the middle "square", the middle
+            "half" of each side.
+        antialias: average when shrinking? OpenCV's bilinear, which the published loaders use, does
+            not.
+        strides: stored frames from window to window, in training and in the test; 0: a window's
+            length.
         quick: (action, stride) of actions with a stride of their own.
         interval, apart: k stored frames between used ones; camera frames between stored ones.
         backwards: are windows laid from the end of a video?
         published: windows of training and test, where somebody states them.
-        source: who set these rules.
+        source: where these rules are from.
 
     Raises:
         StremnError: from `groups`, for an unknown split.
@@ -69,7 +73,7 @@ class PredictionData:
     apart:int=1                   # Frames of the camera from one stored frame to the next
     backwards:bool=False          # Are windows laid from the end of a video?
     published:tuple[int|None,int|None]=(None, None) # Windows of training and test, where somebody states them
-    source:str=""                 # Who set these rules
+    source:str=""                 # Where these rules are from
 
     def length(self, split:str)->int: # "train", "choose" or "test"
         "Frames of a window."
@@ -89,13 +93,14 @@ KTH = PredictionData(
     size=128, channels=1,                          # grey; 4:3 frames are squashed
     train=tuple(range(1, 17)), choose=(15, 16),    # persons 1 to 16
     test=tuple(range(17, 26)),                     # persons 17 to 25
-    quick=(("jogging", 3), ("running", 3)),        # people who run are soon out of the picture
+    quick=(("jogging", 3), ("running", 3)),        # runners are soon out of the picture
     backwards=True,                                # as PredRNN's loader walks
     source="Sec. 4.2; windows by PredRNN's core/data_provider/kth_action.py")
 KTH_PREDRNN = replace(KTH, name="kth-predrnn",
     learned=10,                                    # learns ten frames, is tested on twenty
     published=(108_717, 4_086),
-    source="PredRNN's core/data_provider/kth_action.py; counts as quoted in thuml/predrnn-pytorch, issue 3")
+    source="PredRNN's core/data_provider/kth_action.py; "
+           "counts as quoted in thuml/predrnn-pytorch, issue 3")
 HUMAN = PredictionData(
     name="h36m", dataset="Human3.6M",
     observed=4, future=4, learned=4,
@@ -177,7 +182,8 @@ def prepare(
     antialias:bool=True,  # Average over what a new pixel covers?
 )->Tensor:                # (channels,S,S) uint8
     "One frame as a protocol wants it: its part, its brightness or colour, its size, in bytes."
-    check(view in ("whole", "square", "half"), f"view: expected whole, square or half, found {view!r}")
+    known = view in ("whole", "square", "half")
+    check(known, f"view: expected whole, square or half, found {view!r}")
     check(channels in (1, 3), f"channels: expected 1 or 3, found {channels}")
     check(size>=1, f"size: expected 1 or more, found {size}")
     fits = frame.ndim==3 and len(frame)==3 and min(frame.shape)>=2
@@ -201,8 +207,12 @@ class VideoEntry:
     numbers:tuple[int,...]         # Frames that may be used, ascending, as the data set counts them
     source:Path|tuple[Path,...]    # A video, whose first frame is number 1; or an image for each number
 
-def _read_frames(video:Path, numbers:Collection[int], make:Callable[[Tensor],Tensor])->dict[int,Tensor]:
-    "Frames of a video by number, from 1; it is read up to the last of them."
+def _read_frames(
+    video:Path,                      # A file
+    numbers:Collection[int],         # Frames to read, from 1
+    make:Callable[[Tensor],Tensor],  # What to make of each
+)->dict[int,Tensor]:
+    "Frames of a video by number; it is read up to the last of them."
     last = max(numbers)
     frames = {}
     count = 0
@@ -223,7 +233,8 @@ def read_entry(
     at = list(range(len(entry.numbers)) if positions is None else positions)
     if not at: raise StremnError(f"{entry.name}: expected at least one frame to read, found none")
     def make(frame): return prepare(frame, p.size, p.channels, p.view, p.antialias)
-    if isinstance(entry.source, tuple): return torch.stack([make(read_frame(entry.source[i])) for i in at])
+    if isinstance(entry.source, tuple):
+        return torch.stack([make(read_frame(entry.source[i])) for i in at])
     frames = _read_frames(entry.source, {entry.numbers[i] for i in at}, make)
     return torch.stack([frames[entry.numbers[i]] for i in at])
 
@@ -248,15 +259,17 @@ def read_sequences(
         if m is None or "missing" in m[2]: continue
         pairs = [sorted(map(int, pair)) for pair in re.findall(r"(\d+)\s*-\s*(\d+)", m[2])]
         if not pairs:
-            raise StremnError(f"{path}, line {i}: expected frames like 1-95, 96-185, found {m[2][:40]!r}")
+            found = repr(m[2][:40])
+            raise StremnError(f"{path}, line {i}: expected frames like 1-95, 96-185, found {found}")
         out[m[1]] = tuple(sorted({n for a,b in pairs for n in range(a, b+1)}))
     if not out:
-        raise StremnError(f"{path}: expected lines like 'person01_boxing_d1 frames 1-95, 96-185', found none")
+        raise StremnError(f"{path}: expected lines like 'person01_boxing_d1 frames 1-95, 96-185', "
+                          "found none")
     return out
 
 # %% ../../nbs/library/18_data.prediction.ipynb #2929bbe5
 def _names(folder:Path)->list[str]: # In natural order, hidden ones skipped
-    "What is in a folder; nothing where there is none."
+    "What is in a folder; nothing where it does not exist."
     if not folder.is_dir(): return []
     return sorted((n for n in os.listdir(folder) if not n.startswith(".")), key=natural_key)
 
@@ -269,14 +282,16 @@ def _kth_entries(
 )->dict[str,tuple[int,str,Path]]: # Video -> person, action, its file or folder of frames
     "What there is of KTH."
     found = ((KTH_NAME.fullmatch(n), folder/a/n) for a in KTH_ACTIONS for n in _names(folder/a))
-    return {m[1]:(int(m[2]), m[3], path) for m,path in found if m and (path.is_dir() or path.suffix==".avi")}
+    return {m[1]:(int(m[2]), m[3], path)
+            for m,path in found if m and (path.is_dir() or path.suffix==".avi")}
 
 def _numbered(folder:Path)->tuple[tuple[int,...],tuple[Path,...]]: # Numbers, images
     "PredRNN's frames: image_0001.jpg, image_0002.jpg, ..."
     images = _images(folder)
     found = sorted((int(m[1]), p) for p in images if (m:=re.match(r"image[_-](\d+)", p.name)))
     if not found:
-        raise StremnError(f"{folder}: expected frames called image_0001.jpg, found {len(images)} other images")
+        raise StremnError(f"{folder}: expected frames called image_0001.jpg, "
+                          f"found {len(images)} other images")
     numbers,paths = zip(*found)
     check(len(set(numbers))==len(found), f"{folder}: expected one image a number, found two")
     return numbers,paths
@@ -307,7 +322,8 @@ def kth_videos(
         The videos, with the person as group; none is decoded.
 
     Raises:
-        StremnError: when videos, the sequence file or a line of it are missing, or a file is broken.
+        StremnError: when videos, the sequence file or a line of it are missing, or a file is
+            broken.
 
     Example:
         >>> videos = kth_videos("data/kth")
@@ -323,20 +339,21 @@ def kth_videos(
     listed = read_sequences(sequences) if files else {}
     videos = []
     for name,(person,action,path) in entries.items():
-        if path.is_dir(): numbers,source = _numbered(path)
-        elif name in listed: numbers,source = _frame_numbers(path, listed[name]),path
+        if path.is_dir(): numbers,path = _numbered(path)
+        elif name in listed: numbers = _frame_numbers(path, listed[name])
         else: raise StremnError(f"{sequences}: expected a line for {name}, found none")
-        videos.append(VideoEntry(name, person, action, numbers, source))
+        videos.append(VideoEntry(name, person, action, numbers, path))
     return videos
 
 def _check_kth(folder:Path, entries:Collection[str])->None:
     "Refuse a copy of KTH that lacks a video."
-    official = {f"person{p:02}_{a}_d{d}" for p in range(1, 26) for a in KTH_ACTIONS for d in range(1, 5)}
+    official = {f"person{person:02}_{action}_d{scene}"
+                for person in range(1, 26) for action in KTH_ACTIONS for scene in range(1, 5)}
     missing = sorted(official-set(entries)-{KTH_ABSENT})
     if not missing: return
     listed = ", ".join(missing[:3])+(", ..." if len(missing)>3 else "")
-    raise StremnError(f"{folder}: expected KTH's 599 videos, found {len(entries)}; missing {listed} "
-                      f"(allow_missing goes on without)")
+    raise StremnError(f"{folder}: expected KTH's 599 videos, found {len(entries)}; missing "
+                      f"{listed} (allow_missing goes on without)")
 
 # %% ../../nbs/library/18_data.prediction.ipynb #97cd149c
 HUMAN_FRAME = re.compile(r"(S(\d+)_Walking(?:_\d+)?\.\d+)_(\d+)\.\w+")      # Video, subject, frame
@@ -475,9 +492,9 @@ def folder_videos(
         raise StremnError(f"{root}: expected a folder of videos, found {found}")
     videos = []
     if all((root/part).is_dir() for part in ("train", "test")):
-        learning,tests = (_sources(root/part) for part in ("train", "test"))
-        videos += [_folder_entry(f"train/{n}", 2*(i%10==0), path) for i,(n,path) in enumerate(learning)]
-        videos += [_folder_entry(f"test/{n}", 1, path) for n,path in tests]
+        videos += [_folder_entry(f"train/{n}", 2*(i%10==0), path)
+                   for i,(n,path) in enumerate(_sources(root/"train"))]
+        videos += [_folder_entry(f"test/{n}", 1, path) for n,path in _sources(root/"test")]
     else:
         videos += [_folder_entry(n, 1 if i%5==4 else 2*(i%10==0), path)
                    for i,(n,path) in enumerate(_sources(root))]
@@ -497,8 +514,10 @@ def _dataset(
     actions = [a for a in KTH_ACTIONS if a in names]
     if any(KTH_NAME.fullmatch(n) for a in actions for n in _names(folder/a)): return "KTH"
     if any(HUMAN_FRAME.fullmatch(n) for n in names): return "Human3.6M"
-    if any(re.fullmatch(r"S\d+", n) and (folder/n/"Videos").is_dir() for n in names): return "Human3.6M"
-    if "mnist_test_seq.npy" in names or any(DIGITS.fullmatch(n) for n in names): return "Moving MNIST"
+    subjects = [n for n in names if re.fullmatch(r"S\d+", n)]
+    if any((folder/n/"Videos").is_dir() for n in subjects): return "Human3.6M"
+    if "mnist_test_seq.npy" in names: return "Moving MNIST"
+    if any(DIGITS.fullmatch(n) for n in names): return "Moving MNIST"
     return "action clips" if any(ACTION_NAME.fullmatch(n) for n in names) else None
 
 # %% ../../nbs/library/18_data.prediction.ipynb #4da8dd02
@@ -506,7 +525,7 @@ def find_trees(
     root:Path|str, # Folder to search
     depth:int=4,   # Levels below it
 )->Iterator[tuple[str,Path]]: # Data set, folder
-    "The data sets in a folder, nearest first. KTH's, Human3.6M's and folders of images are not searched further."
+    "The data sets in a folder, nearest first; KTH, Human3.6M, folders of images are not entered."
     root = Path(root)
     if not root.is_dir():
         found = "a file" if root.exists() else "no such folder"
@@ -549,10 +568,12 @@ def read_digits(
     head = np.frombuffer(raw[:16].ljust(16, b"\0"), ">i4")
     if head[0]!=0x803 or (head[2:]!=28).any():
         found = f"a file that begins with {raw[:4].hex() or 'nothing'}"
-        raise StremnError(f"{path}: expected pictures of 28 x 28 in MNIST's idx format, found {found}")
+        raise StremnError(f"{path}: expected pictures of 28 x 28 in MNIST's idx format, "
+                          f"found {found}")
+    n = head[1]
     size = len(raw)-16
-    if size!=784*head[1]:
-        raise StremnError(f"{path}: expected {784*head[1]} bytes of {head[1]} pictures, found {size}")
+    if size!=784*n:
+        raise StremnError(f"{path}: expected {784*n} bytes of {n} pictures, found {size}")
     return np.frombuffer(raw, np.uint8, offset=16).reshape(-1, 28, 28)
 
 def bounce(
@@ -597,7 +618,8 @@ def moving_digits(
 
 def _mnist_files(root:Path|str)->tuple[Path|None,Path|None]: # Digits to learn from, sequences to test on
     "The files of Moving MNIST below a folder."
-    files = [folder/n for kind,folder in find_trees(root) if kind=="Moving MNIST" for n in _names(folder)]
+    folders = [folder for kind,folder in find_trees(root) if kind=="Moving MNIST"]
+    files = [folder/n for folder in folders for n in _names(folder)]
     digits = next((f for f in files if DIGITS.fullmatch(f.name)), None)
     return digits,next((f for f in files if f.name=="mnist_test_seq.npy"), None)
 
@@ -607,9 +629,12 @@ def read_moving(
     "The sequences of Moving MNIST."
     try: found = np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError) as error:
-        raise StremnError(f"{path}: expected sequences (20,10000,64,64), found no readable .npy ({error})") from error
+        raise StremnError(f"{path}: expected sequences (20,10000,64,64), "
+                          f"found no readable .npy ({error})") from error
     fits = found.ndim==4 and found.shape[2:]==(64, 64) and found.dtype==np.uint8
-    if not fits: raise StremnError(f"{path}: expected uint8 (20,10000,64,64), found {found.dtype} {found.shape}")
+    if not fits:
+        raise StremnError(f"{path}: expected uint8 (20,10000,64,64), "
+                          f"found {found.dtype} {found.shape}")
     return found
 
 # %% ../../nbs/library/18_data.prediction.ipynb #4afe3a2b
@@ -626,8 +651,8 @@ def runs(
     return [range(a, b) for a,b in zip(cuts, cuts[1:])]
 
 def spread(
-    total:int,      # There are
-    limit:int|None, # Wanted at most; None: all
+    total:int,      # Of so many
+    limit:int|None, # So many at most; None: all
 )->list[int]:       # Positions, ascending
     "Some of many, evenly."
     check(limit is None or limit>=1, f"limit: expected 1 or more, found {limit}")
@@ -649,18 +674,26 @@ def training_entries(
     check(groups, f"split: expected one that {p.name} has, found {split!r}")
     if p.dataset=="Moving MNIST": return _synthetic_entries(root, p, split, limit or 10_000)
     entries = [e for e in FINDERS[p.dataset](root, allow_missing) if e.group in groups]
-    pieces = [(e, range(r.start, r.stop, p.interval)) for e in entries for r in runs(e.numbers, p.apart)]
+    pieces = [(e, range(r.start, r.stop, p.interval))
+              for e in entries for r in runs(e.numbers, p.apart)]
     kept = [(e, r) for e,r in pieces if len(r)>=length][:limit]
     if not kept:
         longest = max((len(r) for _,r in pieces), default=0)
-        raise StremnError(f"{root}: expected videos of at least {length} frames for {split} of {p.name}, found "
-                          f"{len(pieces)} pieces, the longest of {longest}")
+        raise StremnError(f"{root}: expected videos of at least {length} frames for {split} of "
+                          f"{p.name}, found {len(pieces)} pieces, the longest of {longest}")
     return [read_entry(e, p, r) for e,r in kept],[f"{e.name}@{e.numbers[r[0]]}" for e,r in kept]
 
-def _synthetic_entries(root:Path|str, p:PredictionData, split:str, count:int)->tuple[list[Tensor],list[str]]:
+def _synthetic_entries(
+    root:Path|str,    # Where MNIST's digits are
+    p:PredictionData, # How many frames, of what size
+    split:str,        # "train" or "choose"
+    count:int,        # How many
+)->tuple[list[Tensor],list[str]]: # (T,1,S,S) uint8 each; their names
     "Moving digits to learn from."
     file,_ = _mnist_files(root)
-    check(file, f"{root}: expected MNIST's train-images-idx3-ubyte, from which training videos are made, found none")
+    if file is None:
+        raise StremnError(f"{root}: expected MNIST's train-images-idx3-ubyte, from which training "
+                          "videos are generated, found none")
     digits = read_digits(file)
     salt = int(split=="choose")
     videos = [moving_digits(digits, np.random.default_rng([salt, i]), p.length(split), size=p.size)
@@ -694,15 +727,20 @@ def each_window(
     starts = [(i, s) for i,entry in enumerate(entries) for s in entry_windows(entry, p)]
     if not starts:
         longest = max((len(e.numbers) for e in entries), default=0)
-        raise StremnError(f"{root}: expected windows of {p.length('test')} frames for the test of {p.name}, found "
-                          f"none in {len(entries)} videos, the longest of {longest} frames")
+        raise StremnError(f"{root}: expected windows of {p.length('test')} frames for the test of "
+                          f"{p.name}, found none in {len(entries)} videos, "
+                          f"the longest of {longest} frames")
     kept = [starts[i] for i in spread(len(starts), limit)]
     for i,entry in enumerate(entries):
         windows = [range(s, s+p.length("test")*p.interval, p.interval) for j,s in kept if j==i]
         if windows: yield from _read_windows(entry, p, windows)
 
 # %% ../../nbs/library/18_data.prediction.ipynb #9eb84d5a
-def _read_windows(entry:VideoEntry, p:PredictionData, windows:list[range])->Iterator[tuple[str,Tensor]]:
+def _read_windows(
+    entry:VideoEntry,     # One video
+    p:PredictionData,     # How its frames should be
+    windows:list[range],  # Positions of their frames
+)->Iterator[tuple[str,Tensor]]: # "video@first frame"; (M+N',C,S,S) uint8
     "Windows of one video, each of its frames decoded once."
     used = sorted({i for window in windows for i in window})
     frames = dict(zip(used, read_entry(entry, p, used)))
@@ -712,7 +750,8 @@ def _read_windows(entry:VideoEntry, p:PredictionData, windows:list[range])->Iter
 def _stored_windows(root:Path|str, p:PredictionData, limit:int|None)->Iterator[tuple[str,Tensor]]:
     "Moving MNIST's test sequences."
     _,file = _mnist_files(root)
-    check(file, f"{root}: expected Moving MNIST's mnist_test_seq.npy, found none")
+    if file is None:
+        raise StremnError(f"{root}: expected Moving MNIST's mnist_test_seq.npy, found none")
     stored = read_moving(file)
     length = p.length("test")
     found = len(stored)
@@ -743,7 +782,9 @@ def action_videos(
     entries = clip_videos(root, allow_missing=True)
     known = sorted({e.group//10 for e in entries})
     fits = len(people)>0 and set(people)<=set(known)
-    if not fits: raise StremnError(f"{root}: expected clips of persons {sorted(people)}, found those of {known}")
+    if not fits:
+        raise StremnError(f"{root}: expected clips of persons {sorted(people)}, "
+                          f"found those of {known}")
     kept = [e for e in entries if e.group//10 in people and e.group%10 in trials]
     if not kept:
         found = sorted({e.group%10 for e in entries})

@@ -41,6 +41,11 @@ class Still(NamedTuple):
         "Objects of this still."
         return [i for i,n in enumerate(self.labels.flatten().bincount().tolist()) if i>0 and n>0]
 
+    @property
+    def nbytes(self)->int:
+        "Memory it takes."
+        return self.image.numel()+self.labels.numel()
+
 @dataclass(frozen=True)
 class StillConfig:
     "How a still becomes a clip."
@@ -54,7 +59,8 @@ class StillConfig:
 
     def __post_init__(self):
         for n in ("paste", "occlude", "least"):
-            check(0<=getattr(self, n)<=1, f"{n}: expected a number from 0 to 1, found {getattr(self, n)}")
+            x = getattr(self, n)
+            check(0<=x<=1, f"{n}: expected a number from 0 to 1, found {x}")
         for n in ("paste_size", "occlude_size"):
             x = getattr(self, n)
             fits = len(x)==2 and 0<x[0]<=x[1]
@@ -92,7 +98,8 @@ def moving_object(
     mask = still.labels==label
     low,high = config.paste_size
     C = _object_crop(mask, low*(high/low)**u[4].item(), bool(u[5]<config.change.flip))
-    if C is None: raise StremnError(f"still {still.name!r}: expected an object {label}, found {still.ids}")
+    if C is None:
+        raise StremnError(f"still {still.name!r}: expected an object {label}, found {still.ids}")
     layer = torch.cat([still.image.float().div_(255), mask[None].float()])[None]     # (1,4,H,W)
     new = sample_at(layer, sampling_grid(C@A, size, bend))                           # (T,4,S,S)
     return new[:,:3],new[:,3]
@@ -133,7 +140,7 @@ def still_clip(
     second:Still|None=None,      # Another picture, an object of which is pasted on
     hiding:Still|None=None,      # Another picture, a piece of which moves over everything
 )->Clip:                         # frames (T,3,S,S), masks (T,S,S) with objects 1..n
-    """A clip made of one picture, perhaps with an object of another one pasted on, perhaps with an occluder.
+    """A clip made of one picture, perhaps with an object of another one, perhaps with an occluder.
 
     Args:
         still: the picture: image (3,H,W) and labels (H,W), uint8.
@@ -146,7 +153,8 @@ def still_clip(
         hiding: a still of which a piece moves over everything; it has label 0.
 
     Returns:
-        Frames (T,3,S,S) in [0,1] and masks (T,S,S) with objects 1..n that are visible in the first frame;
+        Frames (T,3,S,S) in [0,1] and masks (T,S,S) with objects 1..n that are visible in the first
+        frame;
         n is 0 where none holds the share `config.least` of it.
 
     Raises:
@@ -192,7 +200,8 @@ def small_still(
 # %% ../../nbs/library/17_data.stills.ipynb #71abb386
 LAYOUTS = { # name: [(folder of pictures, folder of masks, ending of a mask's name, threshold), ...]
     "ecssd":[("images", "ground_truth_mask", "", 128)], "hku-is":[("imgs", "gt", "", 128)],
-    "msra10k":[("MSRA10K_Imgs_GT/Imgs", "MSRA10K_Imgs_GT/Imgs", "", 128), ("Imgs", "Imgs", "", 128)],
+    "msra10k":[("MSRA10K_Imgs_GT/Imgs", "MSRA10K_Imgs_GT/Imgs", "", 128),
+               ("Imgs", "Imgs", "", 128)],
     "pennfudan":[("PNGImages", "PedMasks", "_mask", None)], "sbd":[("img", "inst", "", None)],
     "folders":[("images", "masks", "", None)]}
 
@@ -220,10 +229,11 @@ def _pairs(
     if not pictures: raise StremnError(f"{images}: expected pictures, found none")
     maps = _files(masks, mask_endings)
     single = [p for n,p in pictures.items() if n+ending not in maps]
-    single += [p for n,p in maps.items() if not n.endswith(ending) or n.removesuffix(ending) not in pictures]
+    single += [p for n,p in maps.items()
+               if not n.endswith(ending) or n.removesuffix(ending) not in pictures]
     if single:
-        raise StremnError(f"{single[0]}: expected a picture in {images.name} and a mask in {masks.name} "
-                          f"of the same name, found {len(single)} without the other")
+        raise StremnError(f"{single[0]}: expected a picture in {images.name} and a mask in "
+                          f"{masks.name} of the same name, found {len(single)} without the other")
     return {n:(p, maps[n+ending]) for n,p in pictures.items()}
 
 def _find(
@@ -281,18 +291,19 @@ def _coco(
     stems = set(_files(root/split, IMAGE_SUFFIXES)) if (root/split).is_dir() else set()
     missing = [n for n in objects if Path(n).stem not in stems]
     if missing:
-        raise StremnError(f"{root/split/missing[0]}: expected the {len(objects)} pictures listed in {file.name}, "
-                          f"found {len(missing)} of them missing")
+        raise StremnError(f"{root/split/missing[0]}: expected the {len(objects)} pictures listed "
+                          f"in {file.name}, found {len(missing)} of them missing")
     def by_area(name): return [outlines for _,outlines in sorted(objects[name], key=lambda x: x[0])]
     return {Path(n).stem:(root/split/n, by_area(n)) for n in sorted(objects, key=natural_key)}
 
 # %% ../../nbs/library/17_data.stills.ipynb #29bc2b9c
-MAT_TYPES = {1:"i1", 2:"u1", 3:"<i2", 4:"<u2", 5:"<i4", 6:"<u4", 7:"<f4", 9:"<f8", 12:"<i8", 13:"<u8"}
+MAT_TYPES = {1:"i1", 2:"u1", 3:"<i2", 4:"<u2", 5:"<i4", 6:"<u4", 7:"<f4", 9:"<f8",
+             12:"<i8", 13:"<u8"}
 
 def _elements(
     data:bytes, # A row of elements of a MATLAB file
 )->list[tuple[int,bytes]]: # kind and contents of each
-    "Take a row of elements apart. Up to four bytes of contents may sit inside the tag; kind 15 is compressed."
+    "Take a row of elements apart. Up to four bytes may sit inside the tag; kind 15 is compressed."
     found = []
     at = 0
     while at+8<=len(data):
@@ -339,23 +350,29 @@ def _labels(
     if file.suffix==".mat": return read_sbd(file)
     if threshold is not None: return (read_frame(file).mean(0)*255>=threshold-.5).long()
     try: return read_mask(file).clamp(min=0)
-    except StremnError as error: raise StremnError(f"{error}; with threshold=, grey from there on is 1") from error
+    except StremnError as error:
+        raise StremnError(f"{error}; with threshold=, grey from there on is 1") from error
 
 # %% ../../nbs/library/17_data.stills.ipynb #fb5809a3
 class StillFolder:
-    """Pictures with masks in one of the known layouts: names are compared at once, pixels are read when asked for.
+    """Pictures with masks in one of the known layouts.
 
-    `len(folder)` is the number of pictures, `folder.names` their names in natural order, and `folder[i]` a frame
+    Names of pictures and masks are compared at once, pixels are read when they are asked for.
+    `len(folder)` is the number of pictures, `folder.names` their names in natural order, and
+    `folder[i]` a frame
     (3,H,W) float32 in [0,1] with its labels (H,W) int64: 0 background or unlabelled, 1.. objects.
 
     Args:
         root: the data set's folder.
-        layout: "coco", "ecssd", "hku-is", "msra10k", "pennfudan", "sbd", "folders", or "auto", the first that fits.
-        threshold: grey from this value (0 to 255) on is object 1; None: 128 for the saliency sets, else no cut.
+        layout: "coco", "ecssd", "hku-is", "msra10k", "pennfudan", "sbd", "folders", or "auto", the
+            first that fits.
+        threshold: grey from this value (0 to 255) on is object 1; None: 128 for the saliency sets,
+            else no cut.
         split: which part of COCO.
 
     Raises:
-        StremnError: when no layout fits, or when a picture or a mask is alone; on reading, when a file is broken
+        StremnError: when no layout fits, or when a picture or a mask is alone; on reading, when a
+            file is broken
             or sizes differ.
 
     Example:
@@ -397,8 +414,19 @@ class StillFolder:
         else: labels = _labels(source, self.threshold)
         if labels.shape!=(h, w):
             found = f"{labels.shape[1]}x{labels.shape[0]}"
-            raise StremnError(f"{path}: expected a mask of {w}x{h} pixels (width x height), found {found}")
+            expected = f"a mask of {w}x{h} pixels (width x height)"
+            raise StremnError(f"{path}: expected {expected}, found {found}")
         return frame,labels
+
+# %% ../../nbs/library/17_data.stills.ipynb #f036068f
+def _read_still(
+    source:StillFolder|Sequence[Still], # Where it is from
+    i:int,                              # Its number
+    side:int,                           # Longest side, where it is read from a folder
+)->Still:
+    "A still, decoded and shrunk if it is on disk."
+    if not isinstance(source, StillFolder): return source[i]
+    return small_still(*source[i], side, source.names[i])
 
 # %% ../../nbs/library/17_data.stills.ipynb #d02f5ac3
 class StillSampler:
@@ -414,7 +442,8 @@ class StillSampler:
         megabytes: room for decoded pictures; those beyond it are decoded every time.
 
     Raises:
-        StremnError: when there is no picture at all; from `sample`, when 20 clips in a row show no object.
+        StremnError: when there is no picture at all; from `sample`, when 20 clips in a row show no
+            object.
 
     Example:
         >>> sampler = StillSampler(StillFolder("data/ECSSD"))
@@ -439,15 +468,12 @@ class StillSampler:
 
     def still(self, i:int)->Still: # From memory, if it was asked for before
         "Still number `i`."
-        if i in self.kept: return self.kept[i]
-        source,k = self.index[i]
-        still = source[k]
-        if isinstance(source, StillFolder): still = small_still(*still, self.side, source.names[k])
-        size = still.image.numel()+still.labels.numel()
-        if size<=self.room:
+        if i not in self.kept:
+            still = _read_still(*self.index[i], self.side)
+            if still.nbytes>self.room: return still
+            self.room -= still.nbytes
             self.kept[i] = still
-            self.room -= size
-        return still
+        return self.kept[i]
 
     def sample(self,
         generator:torch.Generator, # Source of all randomness
@@ -459,9 +485,9 @@ class StillSampler:
         c = self.config
         for _ in range(20):
             u = torch.rand(2, generator=generator)
-            first,*others = torch.randint(len(self), (3,), generator=generator).tolist()
+            i,*others = torch.randint(len(self), (3,), generator=generator).tolist()
             second = self.still(others[0]) if u[0]<c.paste and objects>1 else None
             hiding = self.still(others[1]) if u[1]<c.occlude else None
-            clip = still_clip(self.still(first), generator, frames, size, objects, c, second, hiding)
+            clip = still_clip(self.still(i), generator, frames, size, objects, c, second, hiding)
             if (clip.masks[0]>0).any(): return clip
         raise StremnError("stills: expected an object to follow, found none in 20 clips")

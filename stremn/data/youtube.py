@@ -109,7 +109,7 @@ class YouTubeVideo(VideoFolder):
         lost = [f for f in self.asked if f not in self.frame_files]
         if lost:
             raise StremnError(f"{self.path}: expected the frames that meta.json names, "
-                              f"found none called {', '.join(lost[:3])}")
+                              f"found none called {_first_few(lost, 3)}")
 
     @property
     def object_ids(self)->list[int]: # Ascending

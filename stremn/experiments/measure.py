@@ -298,10 +298,10 @@ def follow_video(
 )->tuple[Tensor,Tensor]:      # (T,H,W) int16 labels found; true ones, -1 where nobody annotated
     "Segment a video from its first mask."
     segmenter.reset()
-    found,true = [],[]
-    for t,(_,frame,mask) in enumerate(video):
-        found.append(segmenter.step(frame, mask if t==0 else None).short())
-        true.append(torch.full(video.size, -1).short() if mask is None else mask.short())
+    found = [labels.short() for labels in segmenter.track(video, video.mask(0))]
+    masks = [video.mask(t) for t in range(len(video))]
+    nobody = torch.full(video.size, -1)
+    true = [(nobody if mask is None else mask).short() for mask in masks]
     return torch.stack(found),torch.stack(true)
 
 # %% ../../nbs/library/81_experiments.measure.ipynb #c1c51f7d

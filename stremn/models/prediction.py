@@ -59,9 +59,10 @@ def stack_recent(
     "What the encoder sees at a step."
     return torch.cat([frames[0]]*(n-len(frames))+list(frames[-n:]), 1)
 
-# %% ../../nbs/lessons/13_models.prediction.ipynb #98d1b048
-OUTPUTS = ("sigmoid", "clamp", "blend")
+# %% ../../nbs/lessons/13_models.prediction.ipynb #98d1b047
+OUTPUTS = ("sigmoid", "clamp", "blend") # From the decoder's numbers to a frame
 
+# %% ../../nbs/lessons/13_models.prediction.ipynb #98d1b048
 @dataclass(frozen=True)
 class PredictionConfig:
     "Everything that fixes a prediction network; saved with its weights."
