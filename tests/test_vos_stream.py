@@ -1,8 +1,10 @@
-"""Streams: one code path with training, objects that come and go, true sentences, nothing half done."""
+"""Streams: one code path with training, objects that come and go, true sentences, threads, errors that change nothing."""
+import math
 import os
 import subprocess
 import sys
 import textwrap
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,17 +13,19 @@ import pytest
 import torch
 from PIL import Image
 
-from stremn.core import StremnError, make_generator
+from stremn.core import make_generator
 from stremn.data.clips import collate, one_hot_objects
 from stremn.data.chameleon import ChameleonConfig, chameleon
-from stremn.data.video import VideoFile, VideoWriter, open_source
-from stremn.images import read_mask, write_mask
-from stremn.vos.stream import MemoryReport, VideoSegmenter, borrowed, describe_change, label_map, merge_given_masks
+from stremn.data.vos import VideoFolder
 from stremn.images import as_frame, as_labels
-from stremn.vos.files import segment_video
-from stremn.memory.bank import BankConfig
-from stremn.memory.rules import RULES, pick
+from stremn.memory.bank import BankConfig, UpdatePolicy
+from stremn.memory.rules import RULES, Rule, newest, pick
+from stremn.models.hub import load
 from stremn.models.vos import VOSConfig, VOSModel
+from stremn.vos.multiscale import multi_scale
+from stremn.vos.multiscale import TestTimeConfig as TimeConfig
+from stremn.vos.stream import (
+    MemoryReport, VideoSegmenter, describe_change, equal_widths_pay, label_map, merge_given_masks)
 from refusals import refused
 
 BANK = BankConfig(memory_channels=12, query_channels=12, key_channels=6, value_channels=8, update_channels=6,
@@ -49,6 +53,19 @@ def follow(segmenter, clip, masks=None):
 
 
 # ---------------------------------------------------------------- one code path
+@torch.no_grad()
+def train_and_stream_alike(model, batch, generator, fast):
+    "Logits (T-1,O+1,H,W) of frames 1, ... by the model's two calls, with the faster read or without."
+    masks = one_hot_objects(batch.labels[:, 0], range(1, batch.valid.shape[1] + 1))
+    memories, out = (), []
+    for t, frame in enumerate(batch.frames.unbind(1)):
+        logits, encoded = model.segment(memories, frame, batch.valid, equal_widths=fast)
+        known = masks if logits is None else logits.softmax(1)[:, 1:]
+        memories, _ = model.memorize(memories, encoded, known, t, generator, batch.valid)
+        out.append(logits)
+    return torch.cat(out[1:])
+
+
 @pytest.mark.parametrize("per_object", [False, True])
 @pytest.mark.parametrize("policy", RULES)
 def test_streaming_equals_the_training_forward_pass(clip, policy, per_object):
@@ -56,25 +73,26 @@ def test_streaming_equals_the_training_forward_pass(clip, policy, per_object):
     batch = collate([clip])
     with torch.no_grad():
         trained = model(batch.frames, batch.labels[:, 0], batch.valid, make_generator(3))
-        with borrowed(model, policy, model.bank.slots):                                 # streaming takes a faster read
-            logits = model(batch.frames, batch.labels[:, 0], batch.valid, make_generator(3))
-    torch.testing.assert_close(logits[:, :3], trained[:, :3], atol=1e-3, rtol=0.)       # equal but for rounding, ...
+    logits = train_and_stream_alike(model, batch, make_generator(3), True)              # streaming takes a faster read
+    torch.testing.assert_close(logits[:3], trained[0, :3], atol=1e-3, rtol=0.)          # equal but for rounding, ...
     labels, _ = follow(VideoSegmenter(model, seed=3), clip)
     assert (labels[0] == clip.masks[0]).all()
-    assert (labels[1:] == logits[0].argmax(1)).all()                                    # ... and with it to the bit
+    assert (labels[1:] == logits.argmax(1)).all()                                       # ... and with it to the bit
     assert len(labels[1:].unique()) > 1                                                 # something was segmented
 
 
-def test_the_fast_kernel_is_borrowed_where_it_pays():
+def test_the_fast_read_is_taken_where_it_pays(clip):
     for channels, pays in ((8, True), (17, False)):
-        model = network(value_channels=channels)
-        with borrowed(model, "oldest", 3):
-            assert model.bank.equal_widths is pays
-        assert not model.bank.equal_widths
+        model, widths = network(value_channels=channels), []
+        segment = model.segment
+        model.segment = lambda *a, equal_widths=False: widths.append(equal_widths) or segment(*a, equal_widths=equal_widths)
+        assert equal_widths_pay(model) is pays
+        VideoSegmenter(model).step(clip.frames[0], clip.masks[0])
+        assert widths == [pays]
 
 
 def test_the_slots_of_a_stream_are_those_it_was_given(clip):
-    for slots, wanted in ((1, 1), (2, 2), (5, 5), (None, 14), ("default", 3)):
+    for slots, wanted in ((1, 1), (2, 2), (5, 5), (math.inf, 14), (None, 3)):
         _, told = follow(VideoSegmenter(network(), slots=slots), clip)
         assert len(told[-1][0].frames) == wanted and told[-1][0].frames[0] == 0
 
@@ -129,7 +147,7 @@ def test_large_frames_are_shrunk_and_answered_at_full_size():
     model, side = network(), 32
     model.config = replace(model.config, test_side=side)
     seen, look = [], model.segment
-    model.segment = lambda memories, frame, valid=None: seen.append(tuple(frame.shape)) or look(memories, frame, valid)
+    model.segment = lambda memories, frame, **how: seen.append(tuple(frame.shape)) or look(memories, frame, **how)
     segmenter = VideoSegmenter(model)
     mask = torch.zeros(64, 96, dtype=torch.long)
     mask[10:40, 20:60] = 1
@@ -164,7 +182,7 @@ def test_an_old_object_given_together_with_a_new_one_of_smaller_id(clip):
     assert set(second.unique().tolist()) == {0, 3, 5}
     model = network()
     remember = model.memorize
-    model.memorize = lambda m, view, masks, *rest: remembered.append(masks) or remember(m, view, masks, *rest)
+    model.memorize = lambda m, view, masks, *a, **k: remembered.append(masks) or remember(m, view, masks, *a, **k)
     segmenter = VideoSegmenter(model)
     follow(segmenter, clip._replace(frames=clip.frames[:3]), {0: first, 2: second})
     assert segmenter.objects == [5, 3]
@@ -211,10 +229,10 @@ def test_removing_leaves_the_others_alone(clip):
     segmenter = VideoSegmenter(network())
     for t in range(8):
         segmenter.step(clip.frames[t], masks.get(t))
-    second = segmenter.state.memories[1]
+    second = segmenter.state.memories[0][1]
     segmenter.remove(1)
     assert segmenter.objects == [2] and [h.objects for h in segmenter.memory] == [(2,)]
-    assert segmenter.state.memories[0].keys.equal(second.keys) and segmenter.state.memories[0].seen == second.seen
+    assert segmenter.state.memories[0][0].keys.equal(second.keys) and segmenter.state.memories[0][0].seen == second.seen
     assert set(segmenter.step(clip.frames[8]).unique().tolist()) <= {0, 2}
     refused(["object 1", "[2]"], segmenter.remove, 1)
 
@@ -225,11 +243,24 @@ def test_removing_one_of_a_group_keeps_the_rows_of_the_rest(clip):
     three[:3, :3] = 7
     segmenter.step(clip.frames[0], three)
     segmenter.step(clip.frames[1])
-    values = segmenter.state.memories[0].values
+    values = segmenter.state.memories[0][0].values
     segmenter.remove(2)
     assert segmenter.objects == [1, 7] and segmenter.memory[0].objects == (1, 7)
-    assert segmenter.state.memories[0].values.equal(values[[0, 2]])
+    assert segmenter.state.memories[0][0].values.equal(values[[0, 2]])
     assert 2 not in segmenter.step(clip.frames[2])
+
+
+@pytest.mark.parametrize("policy", ["lfu", "ucb"])
+def test_removing_keeps_how_often_the_others_were_used(clip, policy):
+    "The tallies of attention stay with their rows, as keys and values do."
+    segmenter = VideoSegmenter(network(), policy)
+    for t in range(5):
+        segmenter.step(clip.frames[t], clip.masks[0] if t == 0 else None)
+    before = segmenter.state.memories[0][0].usage
+    segmenter.remove(1)
+    assert before.ndim == 3 and torch.equal(segmenter.state.memories[0][0].usage, before[1:])
+    segmenter.step(clip.frames[5])
+    assert segmenter.state.memories[0][0].usage[:, 0, 0].gt(before[1:, 0, 0]).all()     # counted on, not anew
 
 
 def test_with_all_removed_everything_is_background_until_a_mask_comes(clip):
@@ -247,7 +278,7 @@ def test_with_all_removed_everything_is_background_until_a_mask_comes(clip):
 
 # ---------------------------------------------------------------- true sentences
 def replay(told):
-    "The slots after each frame, rebuilt from the `Held` entries alone: what they say must be what happened."
+    "The slots after each frame, rebuilt from the reports alone: what they say must be what happened."
     slots = []
     for h in told:
         if h.slot is None:
@@ -298,7 +329,7 @@ def test_scores_are_those_of_the_bank(clip):
     for per_object in (False, True):
         model, made = network(per_object=per_object), []
         choose = model.bank.choose
-        model.bank.choose = lambda *a, choose=choose, made=made: made.append(choose(*a)) or made[-1]
+        model.bank.choose = lambda *a, choose=choose, made=made, **k: made.append(choose(*a, **k)) or made[-1]
         _, told = follow(VideoSegmenter(model, "learned"), clip)
         scores = made[-1].scores
         wanted = scores if per_object else scores.mean(0, keepdim=True)
@@ -326,19 +357,71 @@ def test_two_streams_share_a_network(clip):
         for (labels, told), segmenter in zip(apart, both):
             assert torch.equal(segmenter.step(frame, clip.masks[0] if t == 0 else None), labels[t])
             assert segmenter.memory == told[t]
-    assert model.bank.policy == "learned" and model.bank.slots == 3                     # handed back
+    assert model.bank.policy == UpdatePolicy.from_config(model.config.bank)             # nothing was written to it
 
 
-def test_a_network_in_training_is_handed_back_in_training(clip):
+def test_two_threads_share_a_network(clip):
+    "Streams with different policies side by side give the bits they give alone, and the network stays as it was."
+    model = network(noise="train").train()
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    options = [dict(policy="oldest", slots=2), dict(policy=UpdatePolicy("random", 4, latest="held"), seed=5)]
+    alone = [follow(VideoSegmenter(model, **o), clip) for o in options]
+    for _ in range(5):
+        found, start = [None, None], threading.Barrier(2)
+
+        def run(i):
+            segmenter = VideoSegmenter(model, **options[i])
+            start.wait()
+            found[i] = follow(segmenter, clip)
+        threads = [threading.Thread(target=run, args=(i,)) for i in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for (labels, told), (wanted, reports) in zip(found, alone):
+            assert torch.equal(labels, wanted) and told == reports
+    assert model.training and model.bank.training
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+
+
+def test_a_network_in_training_stays_in_training_and_streams_the_same_bits(clip):
     model = network(noise="train").train()
     model.decoder.eval()                                                                # a part that is frozen
-    labels, _ = follow(VideoSegmenter(model), clip)
+    labels, told = follow(VideoSegmenter(model), clip)
     assert model.training and model.bank.training and not model.decoder.training
-    assert torch.equal(labels, follow(VideoSegmenter(model.eval()), clip)[0])
-    with pytest.raises(RuntimeError), borrowed(model, "oldest", 7):
-        assert model.bank.policy == "oldest" and model.bank.slots == 7
-        raise RuntimeError
-    assert model.bank.policy == "learned" and model.bank.slots == 3
+    again, reports = follow(VideoSegmenter(model.eval()), clip)
+    assert torch.equal(labels, again) and told == reports
+
+
+@pytest.mark.parametrize("encoder, norm, widths", [
+    ("resnet18", "frozen", (64, 128, 256)), ("resnet18", "group", (64, 128, 256)), ("lite0", "group", (16, 24, 128))])
+def test_every_encoder_streams_the_same_bits_in_training_and_evaluation_mode(clip, encoder, norm, widths):
+    bank = replace(BANK, memory_channels=widths[-1], query_channels=widths[-1], slots=2)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = VOSModel(VOSConfig(widths=widths, encoder=encoder, norm=norm, decoder_width=8, bank=bank))
+    short = clip._replace(frames=clip.frames[:4])
+    found = [follow(VideoSegmenter(m), short) for m in (model.train(), model.eval())]
+    assert torch.equal(found[0][0], found[1][0]) and found[0][1] == found[1][1]
+
+
+def test_the_noise_of_training_is_off_unless_it_is_wanted():
+    assert VideoSegmenter(network(noise="train")).policy.noise == "never"
+    assert VideoSegmenter(network(noise="always")).policy.noise == "always"
+    assert VideoSegmenter(network(), UpdatePolicy(noise="always")).policy.noise == "always"
+
+
+def test_a_policy_is_a_name_a_rule_a_function_or_a_whole_policy(clip):
+    model = network(latest="held", per_object=True)
+    own = model.bank.policy
+    assert VideoSegmenter(model).policy == replace(own, noise="never")
+    for policy in ("newest", RULES["newest"], Rule(newest), newest, own.but("newest"), UpdatePolicy("newest", 2)):
+        segmenter = VideoSegmenter(model, policy, 4)
+        assert isinstance(segmenter.policy, UpdatePolicy) and segmenter.policy.slots == 4
+        assert segmenter.policy.latest == ("competes" if policy == UpdatePolicy("newest", 2) else "held")
+        if segmenter.policy.latest == "held":
+            assert [m[0].frames for m in follow(segmenter, clip)[1]] == [
+                m[0].frames for m in follow(VideoSegmenter(model, "newest", 4), clip)[1]]
 
 
 def test_the_seed_decides_and_reset_starts_again(model, clip):
@@ -390,112 +473,127 @@ def test_the_first_frame_needs_an_object(model, clip):
     segmenter.step(clip.frames[0][:, :16], clip.masks[0][:16].clamp(min=1))  # the size is not fixed by a refusal
 
 
-# ---------------------------------------------------------------- sources and folders
-def stream(clip, n=6, broken=None):
-    for t in range(n):
-        yield f"{t:05d}", clip.frames[t] if t != broken else clip.frames[t][:, :9], None
+# ---------------------------------------------------------------- whole videos
+def test_tracking_is_a_step_for_each_frame(clip):
+    masks = {0: torch.where(clip.masks[0] == 1, 1, 0), 6: torch.where(clip.masks[6] == 2, 9, 0)}
+    labels, told = follow(VideoSegmenter(network()), clip, masks)
+    segmenter = VideoSegmenter(network())
+    assert torch.equal(torch.stack([*segmenter.track(clip.frames, masks)]), labels) and segmenter.memory == told[-1]
+    alone = [*VideoSegmenter(network()).track(iter(clip.frames), clip.masks[0])]        # one mask: that of frame 0
+    assert torch.equal(torch.stack(alone), follow(VideoSegmenter(network()), clip)[0])
 
 
-def test_a_source_becomes_a_folder(tmp_path, model, clip):
-    labels, _ = follow(VideoSegmenter(model), clip)
-    out = tmp_path / "a" / "out"
-    done = segment_video(VideoSegmenter(model), stream(clip), clip.masks[0], out, fps=10, progress=False)
-    names = [f"{t:05d}.png" for t in range(6)]
-    assert sorted(p.name for p in done.folder.iterdir()) == [*names, "overlay.mp4"] and done.folder == out
-    assert torch.equal(torch.stack([read_mask(done.folder / n) for n in names]), labels[:6])
-    video = VideoFile(done.folder / "overlay.mp4")
-    assert (video.length, video.fps, video.size) == (6, 10., (32, 32))
-    assert (done.frames, done.objects) == (6, [1, 2]) and done.memory[0].last == 5
+def test_tracking_is_lazy_and_goes_on_from_where_the_stream_is(clip):
+    pulled = []
+
+    def frames():
+        for t in range(5):
+            pulled.append(t)
+            yield clip.frames[t]
+    segmenter = VideoSegmenter(network())
+    found = segmenter.track(frames(), {0: clip.masks[0]})
+    assert pulled == [] and segmenter.state.t == 0
+    first = next(found)
+    assert pulled == [0] and torch.equal(first, clip.masks[0])
+    rest = [*found, *segmenter.track(clip.frames[5:])]
+    assert torch.equal(torch.stack([first, *rest]), follow(VideoSegmenter(network()), clip)[0])
 
 
-def test_a_video_file_gives_its_own_speed(tmp_path, model, clip):
-    with VideoWriter(tmp_path / "in.mp4", 12.5, (32, 32)) as out:
-        for frame in clip.frames[:5]:
-            out.write(frame)
-    segment_video(VideoSegmenter(model), VideoFile(tmp_path / "in.mp4"), clip.masks[0], tmp_path / "o", progress=False)
-    assert VideoFile(tmp_path / "o" / "overlay.mp4").fps == 12.5
-    segment_video(VideoSegmenter(model), VideoFile(tmp_path / "in.mp4"), clip.masks[0], tmp_path / "p", video=False,
-                   progress=False)
-    assert not (tmp_path / "p" / "overlay.mp4").exists()
+def test_before_the_first_mask_everything_is_background_and_forgotten(clip):
+    segmenter, fresh = VideoSegmenter(network()), VideoSegmenter(network())
+    found = [*segmenter.track(clip.frames[:5], {2: clip.masks[2]})]
+    assert all(torch.equal(x, torch.zeros(32, 32).long()) for x in found[:2])
+    assert torch.equal(torch.stack(found[2:]), torch.stack([*fresh.track(clip.frames[2:5], clip.masks[2])]))
+    assert segmenter.memory == fresh.memory and segmenter.memory[0].frames == (0, 1, 2)
+    prob = next(VideoSegmenter(network()).track(clip.frames[:5], {2: clip.masks[2]}, return_prob=True))
+    assert torch.equal(prob, torch.ones(1, 32, 32))
+    refused("frame: expected", next, VideoSegmenter(network()).track(["a.png"], {2: clip.masks[2]}))
 
 
-def test_masks_may_be_given_by_name(tmp_path, model, clip):
-    masks = {"00000": torch.where(clip.masks[0] == 1, 1, 0), "00003": torch.where(clip.masks[3] == 2, 254, 0)}
-    segment_video(VideoSegmenter(model), stream(clip), masks, tmp_path / "o", progress=False)
-    assert torch.equal(read_mask(tmp_path / "o" / "00003.png") == 254, masks["00003"] == 254)
-    refused("none called nowhere", segment_video, VideoSegmenter(model), stream(clip),
-            masks | {"nowhere": masks["00000"]}, tmp_path / "p", progress=False)
-    assert [p.name for p in tmp_path.iterdir()] == ["o"]
+def test_a_mask_for_a_frame_that_never_comes_is_named(clip):
+    masks = {0: clip.masks[0], 3: clip.masks[3], 20: clip.masks[3]}
+    found = VideoSegmenter(network()).track(clip.frames[:5], masks)
+    assert len([next(found) for _ in range(5)]) == 5
+    refused("none called 20", next, found)
+    assert set(masks) == {0, 3, 20}                                                     # the caller's own stays whole
+    refused("masks: expected one to start from", next, VideoSegmenter(network()).track(clip.frames))
+    refused("found an empty one", next, VideoSegmenter(network()).track(clip.frames, clip.masks[0] * 0))
 
 
-@pytest.mark.parametrize("broken", [0, 4])
-def test_a_bad_frame_leaves_no_folder(tmp_path, model, clip, broken):
-    refused("expected", segment_video, VideoSegmenter(model), stream(clip, broken=broken), clip.masks[0],
-            tmp_path / "o", progress=False)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_whatever_goes_wrong_leaves_no_folder(tmp_path, model, clip):
-    def stopped():
-        yield from stream(clip, 3)
-        raise KeyboardInterrupt
-    with pytest.raises(KeyboardInterrupt):
-        segment_video(VideoSegmenter(model), stopped(), clip.masks[0], tmp_path / "o", progress=False)
-    big = torch.where(clip.masks[0] > 0, 300, 0)  # an id that no palette PNG can hold
-    refused("300", segment_video, VideoSegmenter(model), stream(clip), big, tmp_path / "o", progress=False)
-    refused("found none", segment_video, VideoSegmenter(model), [], clip.masks[0], tmp_path / "o", progress=False)
-    refused("mask", segment_video, VideoSegmenter(model), stream(clip), None, tmp_path / "o", progress=False)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_frames_are_not_replaced_by_their_masks(tmp_path, model, clip):
-    for t in range(3):
+def test_frames_with_names_are_tracked_by_name_or_by_index(tmp_path, clip):
+    for t in range(4):
         (tmp_path / "frames").mkdir(exist_ok=True)
-        write_mask(tmp_path / f"frames/{t}.png", clip.masks[t])
-    before = {p.name: p.read_bytes() for p in (tmp_path / "frames").iterdir()}
-    source = open_source(tmp_path / "frames")
-    for goal in ("frames", "frames/../frames", "."):
-        refused("another folder than that of the source", segment_video, VideoSegmenter(model), source, clip.masks[0],
-                tmp_path / goal, overwrite=True, progress=False)
-    assert before == {p.name: p.read_bytes() for p in (tmp_path / "frames").iterdir()}
+        pixels = (clip.frames[t].permute(1, 2, 0) * 255).round().byte().numpy()
+        Image.fromarray(pixels).save(tmp_path / f"frames/{t:05d}.png")
+    video = VideoFolder(tmp_path / "frames")
+    found = [torch.stack([*VideoSegmenter(network()).track(video, {0: clip.masks[0], key: clip.masks[2]})])
+             for key in (2, "00002")]
+    assert torch.equal(*found) and torch.equal(found[0][2] > 0, clip.masks[2] > 0)
 
 
-def test_nothing_is_overwritten_that_is_not_ours(tmp_path, model, clip):
-    def run(out, n=4, **options):
-        return segment_video(VideoSegmenter(model), stream(clip, n), clip.masks[0], out, progress=False, **options)
-    run(tmp_path / "o")
-    refused("new or empty folder", run, tmp_path / "o")
-    assert run(tmp_path / "o", 3, overwrite=True).frames == 3
-    assert len(list((tmp_path / "o").iterdir())) == 4  # nothing of the longer run remains
-    (tmp_path / "o" / "thesis.tex").write_text("my life")
-    refused("thesis.tex", run, tmp_path / "o", overwrite=True)
-    refused("'o'", run, tmp_path, overwrite=True)                                       # a folder above
-    (tmp_path / "film.mp4").write_text("film")
-    refused("found a file", run, tmp_path / "film.mp4", overwrite=True)
-    refused("can be made", run, tmp_path / "film.mp4" / "below")
-    assert (tmp_path / "film.mp4").read_text() == "film" and (tmp_path / "o" / "thesis.tex").exists()
-    with pytest.raises(StremnError):
-        segment_video(VideoSegmenter(model), stream(clip, 3, broken=1), clip.masks[0], tmp_path / "x", progress=False)
-    (tmp_path / "empty").mkdir()
-    assert run(tmp_path / "empty").frames == 4
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "film.mp4", "o"]
+# ---------------------------------------------------------------- probabilities, and the end
+@pytest.mark.parametrize("test_time", [None, multi_scale((1., 1.3), max_distance=3), TimeConfig(max_distance=3)])
+def test_probabilities_have_the_label_map_as_their_arg_max(clip, test_time):
+    "Also where a mask enters, where one corrects, and where components were removed."
+    fix = torch.zeros_like(clip.masks[0])
+    fix[2:6, 2:6] = 1
+    masks = {0: torch.where(clip.masks[0] == 1, 1, 0), 3: torch.where(clip.masks[3] == 2, 9, 0), 5: fix}
+    model = network()
+    plain, soft = (VideoSegmenter(model, test_time=test_time) for _ in range(2))
+    for t, frame in enumerate(clip.frames):
+        labels = plain.step(frame, masks.get(t))
+        prob = soft.step(frame, masks.get(t), return_prob=True)
+        assert prob.shape == (1 + len(soft.objects), 32, 32) and prob.dtype == torch.float32
+        torch.testing.assert_close(prob.sum(0), torch.ones(32, 32), atol=1e-5, rtol=0.)
+        assert torch.equal(torch.tensor([0, *soft.objects])[prob.max(0).indices], labels)
+        if t in masks:
+            assert prob[:, masks[t] > 0].unique().tolist() == [0., 1.]
+    assert plain.memory == soft.memory
 
 
-def test_a_failed_overwrite_keeps_what_was_there(tmp_path, model, clip):
-    out = tmp_path / "o"
-    segment_video(VideoSegmenter(model), stream(clip), clip.masks[0], out, progress=False)
-    before = {p.name: p.read_bytes() for p in out.iterdir()}
-    refused("frame 4", segment_video, VideoSegmenter(model), stream(clip, broken=4), clip.masks[0], out,
-            overwrite=True, progress=False)
-    assert before == {p.name: p.read_bytes() for p in out.iterdir()} and list(tmp_path.iterdir()) == [out]
+def test_probabilities_are_those_of_the_network(clip):
+    model = network()
+    segmenter = VideoSegmenter(model)
+    segmenter.step(clip.frames[0], clip.masks[0])
+    with torch.no_grad():
+        logits, _ = model.segment(segmenter.state.memories[0], clip.frames[1][None], equal_widths=True)
+    assert torch.equal(segmenter.step(clip.frames[1], return_prob=True), logits.softmax(1)[0])
+    assert torch.equal(VideoSegmenter(model).step(clip.frames[0], clip.masks[0], return_prob=True),
+                       torch.stack([clip.masks[0] == i for i in range(3)]).float())
+
+
+def test_the_last_frame_is_segmented_and_not_memorized(clip):
+    plain, ended = VideoSegmenter(network()), VideoSegmenter(network())
+    for s in (plain, ended):
+        s.step(clip.frames[0], clip.masks[0])
+    before = ended.state
+    assert torch.equal(ended.step(clip.frames[1], end=True), plain.step(clip.frames[1]))
+    assert ended.state.memories is before.memories and ended.memory == list(before.reports) and ended.state.t == 2
+    new = torch.where(clip.masks[2] == 1, 7, 0)
+    labels = ended.step(clip.frames[2], new, end=True)
+    assert torch.equal(labels == 7, new == 7) and ended.objects == [1, 2]               # seen, but not followed
+    assert ended.step(clip.frames[3], new, end=True, return_prob=True).shape == (4, 32, 32)
+
+
+def test_the_answer_belongs_to_the_caller(clip):
+    "Scribbling on the returned labels changes nothing that the stream remembers."
+    found = []
+    for scribble in (False, True):
+        segmenter, labels = VideoSegmenter(network(), test_time=TimeConfig(max_distance=2)), []
+        for x in segmenter.track(clip.frames, clip.masks[0]):
+            labels.append(x.clone())
+            if scribble:
+                x.fill_(1)
+        found.append(torch.stack(labels))
+    assert torch.equal(*found)
 
 
 # ---------------------------------------------------------------- constant memory
 def test_the_state_does_not_grow(model, clip):
     def elements(s):
-        return sum(x.numel() for m in s.state.memories for x in m[:4])
+        return sum(x.numel() for m in s.state.memories[0] for x in m[:4])
     sizes = {}
-    for slots in (3, None):
+    for slots in (3, math.inf):
         segmenter = VideoSegmenter(model, "oldest", slots)
         sizes[slots] = []
         for t in range(40):
@@ -503,14 +601,15 @@ def test_the_state_does_not_grow(model, clip):
             sizes[slots].append(elements(segmenter))
     one = sizes[3][0]
     assert sizes[3] == [one * min(t + 1, 3) for t in range(40)]
-    assert sizes[None] == [one * (t + 1) for t in range(40)]                            # the measure can tell
+    assert sizes[math.inf] == [one * (t + 1) for t in range(40)]                            # the measure can tell
 
 
 LONG = """
     import resource, sys
     from dataclasses import replace
     import torch
-    from test_vos_stream import VideoSegmenter, network, segment_video
+    from stremn.vos.files import segment_video
+    from test_vos_stream import VideoSegmenter, network
     out, frames, kept, peaks = sys.argv[1], int(sys.argv[2]), [], []
     def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     def source():
@@ -558,7 +657,13 @@ def test_the_measure_of_memory_can_tell(tmp_path):
 
 
 # ---------------------------------------------------------------- weights that are shipped
-def test_the_default_is_the_shipped_network(clip):
-    segmenter = VideoSegmenter()
+def test_the_default_is_the_shipped_network_for_real_video(clip):
+    segmenter = VideoSegmenter(device="cpu")
     assert torch.equal(segmenter.step(clip.frames[0], clip.masks[0]), clip.masks[0])
-    assert segmenter.slots == segmenter.model.config.bank.slots
+    assert segmenter.policy.slots == segmenter.model.config.bank.slots
+    assert segmenter.model.config == load("vos-small").config
+
+
+def test_a_network_that_is_handed_over_stays_where_it_is_unless_a_device_is_named():
+    model = network()
+    assert VideoSegmenter(model).device == VideoSegmenter(model, device="cpu").device == torch.device("cpu")
