@@ -32,7 +32,7 @@ setup(
     ],
     python_requires=f">={cfg['min_python']}",
     packages=find_packages(include=[cfg["lib_name"], f"{cfg['lib_name']}.*"]),
-    package_data={cfg["lib_name"]: ["weights/*.safetensors"]},
+    package_data={cfg["lib_name"]: ["weights/*.safetensors", "py.typed"]},
     include_package_data=False,
     install_requires=cfg["requirements"].split(),
     extras_require={"notebooks": cfg["notebook_requirements"].split(), "dev": cfg["dev_requirements"].split()},

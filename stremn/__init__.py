@@ -39,16 +39,16 @@ if TYPE_CHECKING:
     from .results import Record as Record
     from .vos.evaluate import evaluate_davis as evaluate_davis
     from .vos.stream import VideoSegmenter as VideoSegmenter
-
-__getattr__, __dir__, __all__ = _doors(__name__, {
-    "core": "StremnError",
-    "memory.bank": "MemoryBank",
-    "memory.rules": "RULES",
-    "models.hub": "available load save_weights",
-    "models.prediction": "PredictionModel",
-    "models.vos": "VOSModel",
-    "prediction.stream": "VideoPredictor",
-    "results": "Record",
-    "vos.evaluate": "evaluate_davis",
-    "vos.stream": "VideoSegmenter",
-})
+else:
+    __getattr__, __dir__, __all__ = _doors(__name__, {
+        "core": "StremnError",
+        "memory.bank": "MemoryBank",
+        "memory.rules": "RULES",
+        "models.hub": "available load save_weights",
+        "models.prediction": "PredictionModel",
+        "models.vos": "VOSModel",
+        "prediction.stream": "VideoPredictor",
+        "results": "Record",
+        "vos.evaluate": "evaluate_davis",
+        "vos.stream": "VideoSegmenter",
+    })

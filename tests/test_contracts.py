@@ -152,7 +152,8 @@ def plant_interactive_output(root): add(root, ONE, code("#| interactive\none(3)"
 def plant_stderr(root): add(root, ONE, code("one(3)", {"output_type": "stream", "name": "stderr", "text": ["careful"]}))
 def plant_silent_lesson(root): add(root, ONE, code("x = one(3)"))
 def plant_empty_figure(root): add(root, ONE, code("#| label: fig-x\none(3)", shown("4")))
-def plant_long_export(root): add(root, ONE, code("#| export\n" + "\n".join(f"x{i} = {i}" for i in range(41))))
+def plant_long_export(root): add(root, ONE, code("#| export\n" + "\n".join(f"print({i})" for i in range(41))))
+def plant_long_class(root): add(root, ONE, class_of("    def f{i}(self): return {i}", 81))
 def plant_long_lesson(root): add(root, ONE, code("\n".join(f"x{i} = {i}" for i in range(21)), shown()))
 def plant_print(root): add(root, ONE, code("print(one(3))", shown("4")))
 def plant_no_title(root): write_notebook(root / "nbs" / "02_x.ipynb", words("Some words"))
@@ -170,7 +171,22 @@ def plant_data(root): (root / "clip.mp4").write_bytes(b"0")
 def plant_large(root): (root / "table.json").write_bytes(b" " * 1_000_001)
 def plant_undefined(root): add(root, ONE, code("one(undefined_name)", shown("4")))
 def plant_wide(root): add(root, ONE, code("one(3)  # " + "wide " * 30, shown("4")))
+def plant_wide_code(root): add(root, ONE, code("one(" + "1+" * 50 + "1)", shown("4")))
+def plant_exercise(root): add(root, ONE, words("## Exercises"))
+def plant_number(root): add(root, ONE, words("See note" + "book 25."))
+def plant_number_in_code(root): (root / "notes.py").write_text('"Any network of note' + 'books 41 and 43."\n')
 def plant_wide_file(root): (root / "setup.py").write_text("x = 1  # " + "wide " * 30)
+
+
+def class_of(line, n):
+    "An exported cell with one class of n such lines."
+    return code("#| export\nclass Long:\n" + "\n".join(line.format(i=i) for i in range(n)))
+
+
+def plant_long_method(root):
+    "A class of 45 lines, one of whose methods has them nearly all."
+    lines = "\n".join(f"        self.x{i} = {i}" for i in range(43))
+    add(root, ONE, code(f"#| export\nclass Long:\n    def f(self):\n{lines}"))
 
 
 def plant_edited_module(root):
@@ -213,8 +229,10 @@ PLANTS = {
     "no_widget_state": [plant_widget_state, plant_widget_output, plant_interactive_output],
     "no_error_outputs": [plant_error, plant_stderr],
     "lessons_show_something": [plant_silent_lesson, plant_empty_figure],
-    "cells_are_short": [plant_long_export, plant_long_lesson],
-    "lines_fit": [plant_wide, plant_wide_file],
+    "cells_are_short": [plant_long_export, plant_long_lesson, plant_long_class, plant_long_method],
+    "lines_fit": [plant_wide, plant_wide_code, plant_wide_file],
+    "library_is_reference": [plant_exercise],
+    "text_names_modules": [plant_number, plant_number_in_code],
     "lessons_do_not_print": [plant_print],
     "notebooks_open_alike": [plant_no_title],
     "imports_without_extras": [plant_extra],
@@ -279,3 +297,13 @@ def test_outputs_of_the_readme():
 
 def test_ci_script_is_executable():
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+def test_docstrings_are_not_counted_as_code():
+    tree = contracts.ast.parse(source := '"x"\ndef f():\n    """One.\n\n    Two.\n    """\n    return 1\n')
+    assert contracts.without_docstrings(source, tree) == ['"x"', "def f():", "    return 1"]
+
+
+def test_a_comment_may_be_wider_than_its_code():
+    assert not contracts.too_wide("x = 1" + " " * 80 + "  # " + "c" * 30)
+    assert contracts.too_wide("x = " + "1+" * 50 + "1  # c") and contracts.too_wide("x = 1  # " + "c" * 120)

@@ -2,29 +2,35 @@
 from contextlib import suppress
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from scipy.io import savemat
 
 import stremn
 from stremn import cli
-from stremn.vos import train as curriculum
-from stremn.core import StremnError, make_generator
+from stremn.vos import train as vos_train
+from stremn.core import StremnError, make_generator, seed_everything
 from stremn.data.augment import PasteConfig, paste_object
-from stremn.vos.train import Recipe, VideoPhase, VideoTask, VideoTraining, VideoSampler, paper_recipes, scale_keys, small_recipes, train_recipes, training_videos
-from stremn.experiments.vos import ingredients, run_ingredients
+from stremn.vos.train import (
+    ChameleonPhase, ChameleonTask, ChameleonTraining, VideoPhase, VideoSampler, VideoTask, VideoTraining, dry_run,
+    paper_recipes, scale_keys, small_recipes, tiny_recipes, train_recipes, training_videos,
+)
 from stremn.data.catalog import find_dataset
-from stremn.data.clips import Clip
+from stremn.data.clips import Clip, collate
 from stremn.data.chameleon import ChameleonConfig, chameleon_batch
 from stremn.data.vos import VideoFolder
 from stremn.images import write_mask
 from stremn.experiments.measure import VideoEval, evaluate_videos
-from stremn.memory.bank import BankConfig
+from stremn.losses import segmentation_loss
+from stremn.memory.bank import BankConfig, UpdatePolicy
 from stremn.memory.read import query_and_keys
+from stremn.memory.rules import RULES
 from stremn.memory.update import append
+from stremn.models.hub import load
 from stremn.models.presets import small_vos
 from stremn.models.vos import VOSConfig, VOSModel
-from stremn.train.loop import FitConfig
+from stremn.train.loop import FitConfig, Recipe, fit
 from stremn.train.checkpoint import read_log
 from refusals import refused
 from test_data_stills import box, make_coco, make_tree
@@ -116,11 +122,11 @@ def test_backbone_weights_have_a_rate_of_their_own(root):
     assert id(network.query_encoder.near.weight) in {id(p) for p in rest["params"]}
 
 
-def test_two_parts_train_stop_go_on_and_segment(root, tmp_path):
-    parts = (Recipe("stills", training(stages=(VideoPhase(3, 2, 2, 32),), videos=()), FitConfig(lr=1e-3, save_every=1)),
-             Recipe("videos", training(stages=(VideoPhase(3, 2, 3, 32, 0.),), stills=()),
-                  FitConfig(lr=1e-4, save_every=1)))
-    done = train_recipes(parts, root, tmp_path/"a", "cpu", progress=False)
+def test_two_recipes_train_stop_go_on_and_segment(root, tmp_path):
+    recipes = (Recipe("stills", training(stages=(VideoPhase(3, 2, 2, 32),), videos=()), FitConfig(lr=1e-3, save_every=1)),
+               Recipe("videos", training(stages=(VideoPhase(3, 2, 3, 32, 0.),), stills=()),
+                      FitConfig(lr=1e-4, save_every=1)))
+    done = train_recipes(recipes, root, tmp_path/"a", "cpu", progress=False)
     assert len(read_log(tmp_path/"a/stills")["loss"]) == len(read_log(tmp_path/"a/videos")["loss"]) == 3
     card = stremn.load(done).card
     assert card["config"]["task"]["videos"] == ["davis2016-240p"]
@@ -138,9 +144,9 @@ def test_two_parts_train_stop_go_on_and_segment(root, tmp_path):
         real = VideoTask.batch
         patch.setattr(VideoTask, "batch", lambda self, step, rank, seed: stopping(step if self.stills is None else 0,
                                                                                  self, step, rank, seed, sample=real))
-        train_recipes(parts, root, tmp_path/"b", "cpu", progress=False)
+        train_recipes(recipes, root, tmp_path/"b", "cpu", progress=False)
     assert not (tmp_path/"b/videos/model.safetensors").exists()
-    again = train_recipes(parts, root, tmp_path/"b", "cpu", progress=False)
+    again = train_recipes(recipes, root, tmp_path/"b", "cpu", progress=False)
     same = [torch.equal(a, b) for a, b in zip(stremn.load(done).state_dict().values(),
                                               stremn.load(again).state_dict().values())]
     assert all(same)
@@ -205,10 +211,10 @@ def test_the_papers_protocol_from_the_command_line(official, tmp_path, monkeypat
     "Both stages on all seven data sets, a smaller network; stopped between them, it goes on; the weights segment."
     def parts():
         return tuple(replace(p, training=replace(p.training, model=TINY)) for p in paper_recipes())
-    monkeypatch.setitem(curriculum.PROTOCOLS, "paper", parts)
+    monkeypatch.setitem(vos_train.PROTOCOLS, "paper", parts)
     words = ["train", "vos", "--protocol", "paper", "--data", str(official), "--out", str(tmp_path / "run"), "--quiet",
              "--device", "cpu", "--random-start", "--steps", "3", "--size", "24", "--batch", "1", "--save-every", "1"]
-    real = curriculum.VideoTask.batch
+    real = vos_train.VideoTask.batch
 
     def stops(self, step, rank, seed):
         if self.config.videos and step == 2:
@@ -216,7 +222,7 @@ def test_the_papers_protocol_from_the_command_line(official, tmp_path, monkeypat
         return real(self, step, rank, seed)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(curriculum.VideoTask, "batch", stops)
+        patch.setattr(vos_train.VideoTask, "batch", stops)
         with pytest.raises((SystemExit, KeyboardInterrupt)):
             cli.main(words)
     assert (tmp_path / "run/stills/model.safetensors").is_file()
@@ -310,9 +316,9 @@ def test_every_weight_learns_once_and_soft_keys_slowly(root, soften, keys, want)
 
 def test_a_stopped_run_is_not_softened_twice(root, tmp_path):
     task, how = VideoTask(training(soften=.1), root), FitConfig(save_every=1)
-    straight = stremn.load(curriculum.fit(task, how, tmp_path / "a", "cpu", progress=False))
-    curriculum.fit(task, how, tmp_path / "b", "cpu", 2, progress=False)
-    stopped = stremn.load(curriculum.fit(task, how, tmp_path / "b", "cpu", progress=False))
+    straight = stremn.load(vos_train.fit(task, how, tmp_path / "a", "cpu", progress=False))
+    vos_train.fit(task, how, tmp_path / "b", "cpu", 2, progress=False)
+    stopped = stremn.load(vos_train.fit(task, how, tmp_path / "b", "cpu", progress=False))
     for a, b in zip(straight.parameters(), stopped.parameters()):
         assert torch.equal(a, b)
 
@@ -335,32 +341,110 @@ def test_without_pasting_nothing_changes_and_with_it_objects_come(root):
     assert all(int(videos.sample(make_generator(s), 3, 32, 1, 1, 1.).masks[0].max()) == 1 for s in range(4))
 
 
-# ---- one thing at a time -------------------------------------------------------------------------------------------
+# ---- Chameleon clips -----------------------------------------------------------------------------------------------
 
-def test_each_row_changes_one_thing():
-    rows = ingredients(50)
-    base = rows.pop("base")
-    assert all(abs(p.steps - 50) <= 2 and p.fit == base.fit for p in rows.values())
-    for name, part in rows.items():
-        changed = {k for k in vars(base.training) if getattr(part.training, k) != getattr(base.training, k)}
-        assert changed == {"imagenet", "backbone"} if name == "random-backbone" else len(changed) == 1, (name, changed)
-        with torch.device("meta"):
-            VOSModel(part.training.model)                       # it can be built
+CLIP = ChameleonConfig(frames=5, size=16, stay=(1, 1), fade=1, hide=1, vanish=.7)
 
 
-def test_ingredients_are_measured_once(root, tmp_path):
-    rows = {name: Recipe("", training(stages=(VideoPhase(2, 1, 2, 32, .5),), soften=soften), FitConfig(save_every=1))
-            for name, soften in (("base", 1.), ("soft-keys", .1))}
-    made = run_ingredients(tmp_path / "out", tmp_path / "runs", root, rows, "cpu", False)
-    assert [r.name for r in made] == ["base", "soft-keys"] and set(made[0].clips["JF"]) == {"dog-agility"}
-    assert run_ingredients(tmp_path / "out", tmp_path / "runs", root, rows, "cpu", False) == []
-    free = {name: replace(part, fit=replace(part.fit, save_every=9)) for name, part in rows.items()}
-    assert run_ingredients(tmp_path / "out", tmp_path / "runs", root, free, "cpu", False) == []
-    other = {"base": replace(rows["base"], fit=replace(rows["base"].fit, seed=1))}
-    again, = run_ingredients(tmp_path / "out", tmp_path / "runs", root, other, "cpu", False)
-    assert again.seed == 1 and again.metrics != made[0].metrics
-    assert run_ingredients(tmp_path / "out", tmp_path / "runs", root, rows | other, "cpu", False) == []
-    for name, change in (("task.dice", {"training": replace(rows["base"].training, dice=0.)}),
-                         ("fit.lr", {"fit": replace(rows["base"].fit, lr=.1)})):  # no number of an older recipe
-        new = {"base": replace(rows["base"], **change)}
-        refused(name, run_ingredients, tmp_path / "out", tmp_path / "runs", root, new, "cpu", False)
+def chameleons() -> ChameleonTask:
+    "Six steps in two phases; every policy can be drawn, and two or three slots overflow in five frames."
+    stages = (ChameleonPhase(2, 2, replace(CLIP, frames=3)), ChameleonPhase(4, 2, CLIP))
+    return ChameleonTask(ChameleonTraining(model=TINY, stages=stages, slots=(2, 3)))
+
+
+def test_what_is_drawn_depends_on_seed_and_step_alone():
+    t, c = ChameleonTask(), ChameleonTraining()
+    draws = [t.draw(s, 0) for s in range(t.steps)]
+    assert draws == [ChameleonTask().draw(s, 0) for s in range(t.steps)] != [t.draw(s, 1) for s in range(t.steps)]
+    for field, choices in dict(modes=c.modes, objects=c.objects, slots=c.slots, policy=c.policies).items():
+        for value in set(choices):                                                     # 5 standard errors: 1 in 10^6
+            p = choices.count(value) / len(choices)
+            found, error = np.mean([d[field] == value for d in draws]), (p * (1 - p) / t.steps) ** .5
+            assert abs(found - p) <= 5 * error, (field, value, found)
+
+
+def test_batches_differ_between_steps_ranks_and_seeds_and_repeat():
+    t = chameleons()
+    keys = [(s, r, seed) for s in (0, 1, 3) for r in (0, 1) for seed in (0, 1)]
+    batches = [t.batch(*k) for k in keys]
+    for k, b in zip(keys, batches, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(b, chameleons().batch(*k), strict=True))
+        assert b.frames.shape[:2] == (2, 3 if k[0] < 2 else 5) and b.valid.shape[1] == t.draw(k[0], k[2])["objects"]
+    sums = [float(b.frames.double().sum()) for b in batches]
+    assert len(set(sums)) == len(sums)
+
+
+def test_the_tiny_protocol_teaches_the_choice():
+    "Its last stage reads several replacements of every bounded memory, and meets every rule of Table 1."
+    c = ChameleonTraining()
+    bounded = [k for k in c.slots if k < 20]
+    assert min(c.stages[-1].clip.frames - 1 - k for k in bounded) >= 3
+    assert set(c.policies) == set(RULES) - {"lfu", "ucb", "diversity"}
+    assert max(c.slots) >= c.stages[-1].clip.frames                                    # and one memory never fills
+
+
+@pytest.mark.parametrize("slots", [3, 4])
+def test_update_key_learns_only_from_choices_that_are_read(slots):
+    "The reading note on short clips: no gradient until a clip has K + 2 frames (with K = 2 and one pinned, never)."
+    for frames in (slots + 1, slots + 2):
+        seed_everything(0)
+        net = VOSModel(TINY)
+        policy = net.bank.policy.but(rule="learned", slots=slots)
+        b = collate(chameleon_batch([[0, 1], [0, 2]], replace(CLIP, frames=frames)), 1)
+        segmentation_loss(net(b.frames, b.labels[:, 0], b.valid, make_generator(0), policy), b.labels[:, 1:]).backward()
+        grad = net.bank.update_key.weight.grad
+        assert (grad is not None and float(grad.norm()) > 0) == (frames == slots + 2)
+
+
+def test_a_run_may_begin_with_the_weights_of_another_but_not_with_its_score_scale(tmp_path):
+    small = VOSConfig(widths=(4, 8), decoder_width=8, bank=BankConfig(
+        memory_channels=8, query_channels=8, key_channels=4, value_channels=4, update_channels=4, slots=2,
+        shared_keys=True))
+    tiny = ChameleonTraining(model=small, stages=(ChameleonPhase(1, 1, ChameleonConfig(frames=3, size=16)),))
+    first = fit(ChameleonTask(tiny), FitConfig(), tmp_path / "first", "cpu", progress=False)
+    scaled = replace(tiny, model=replace(small, bank=replace(small.bank, beta=10., learn_beta=True)))
+    task = ChameleonTask(scaled, first)
+    begun, before = task.build().state_dict(), load(first).state_dict()
+    assert begun["bank.beta"] == 10. and before["bank.beta"] == 1.
+    assert all(torch.equal(v, before[k]) for k, v in begun.items() if k != "bank.beta")
+    second = fit(task, FitConfig(), tmp_path / "second", "cpu", progress=False)
+    assert load(second).card["config"]["start"]["task"]["model"]["bank"]["beta"] == 1.
+
+
+# ---- policies and recipes ------------------------------------------------------------------------------------------
+
+def test_each_step_hands_its_policy_to_the_network_and_leaves_the_banks_own_alone(monkeypatch):
+    task = chameleons()
+    network, used = task.build(), []
+    own, write = network.bank.policy, type(network.bank).choose
+
+    def choose(bank, memory, template, t, group=None, generator=None, policy=None):
+        used.append(policy)
+        return write(bank, memory, template, t, group, generator, policy)
+
+    monkeypatch.setattr(type(network.bank), "choose", choose)
+    for step in range(task.steps):
+        used.clear()
+        drawn = task.draw(step, 0)
+        task.loss(network, network, task.batch(step, 0, 0), step, 0, make_generator(step))
+        assert used and set(used) == {own.but(rule=drawn["policy"], slots=drawn["slots"])}
+    assert network.bank.policy is own == UpdatePolicy.from_config(TINY.bank)
+
+
+def test_recipes_of_a_protocol_go_on_from_one_another():
+    for recipes in (tiny_recipes(), small_recipes(), paper_recipes()):
+        names = [r.name for r in recipes]
+        assert [r.start for r in recipes] == [None, *names[:-1]] and len(set(names)) == len(names)
+        assert all(r.steps == sum(s.steps for s in r.training.stages) for r in recipes)
+
+
+def test_a_task_without_data_can_be_built_and_measured(tmp_path):
+    task = VideoTask(training(), root=None)
+    assert task.steps == 4 and task.stills is None and task.videos is None
+    recipe = Recipe("mine", training(stages=(VideoPhase(300, 2, 3, 32), VideoPhase(100, 1, 4, 32))), FitConfig())
+    last, first = dry_run(recipe, "cpu"), dry_run(recipe, "cpu", 0)
+    assert last.name == "dry-mine" and last.config["steps"] == 400
+    assert last.metrics["whole"] == 400 * last.metrics["seconds"]
+    assert [s["steps"] for s in last.config["training"]["stages"]] == [100, 100]
+    assert first.metrics["operations"] > last.metrics["operations"] > 0
+    refused("dry run: expected the protocol small or paper, found tiny", dry_run, tiny_recipes()[0])

@@ -26,16 +26,16 @@ if TYPE_CHECKING:
     from .vos import DAVIS as DAVIS, VideoFolder as VideoFolder, load_clip as load_clip
     from .walkers import WalkersConfig as WalkersConfig, walkers_batch as walkers_batch
     from .youtube import YouTubeVOS as YouTubeVOS
-
-__getattr__, __dir__, __all__ = _doors(__name__, {
-    "augment": "AugmentConfig PasteConfig augment_clip paste_object",
-    "catalog": "describe_data describe_prediction find_dataset",
-    "chameleon": "ChameleonConfig chameleon_batch",
-    "clips": "Batch Clip collate one_hot_objects",
-    "prediction": "PredictionData prediction_data",
-    "stills": "StillFolder StillSampler still_clip",
-    "video": "VideoFile VideoWriter open_source",
-    "vos": "DAVIS VideoFolder load_clip",
-    "walkers": "WalkersConfig walkers_batch",
-    "youtube": "YouTubeVOS",
-})
+else:
+    __getattr__, __dir__, __all__ = _doors(__name__, {
+        "augment": "AugmentConfig PasteConfig augment_clip paste_object",
+        "catalog": "describe_data describe_prediction find_dataset",
+        "chameleon": "ChameleonConfig chameleon_batch",
+        "clips": "Batch Clip collate one_hot_objects",
+        "prediction": "PredictionData prediction_data",
+        "stills": "StillFolder StillSampler still_clip",
+        "video": "VideoFile VideoWriter open_source",
+        "vos": "DAVIS VideoFolder load_clip",
+        "walkers": "WalkersConfig walkers_batch",
+        "youtube": "YouTubeVOS",
+    })

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
         evaluate_chameleon as evaluate_chameleon, evaluate_videos as evaluate_videos,
         measure_prediction as measure_prediction,
     )
-
-__getattr__, __dir__, __all__ = _doors(__name__, {
-    "benchmark": "bench",
-    "claims": "claims_table reproduce",
-    "grid": "Row run up_to_date",
-    "measure": "ChameleonEval PredictionEval VideoEval evaluate_chameleon evaluate_videos measure_prediction",
-})
+else:
+    __getattr__, __dir__, __all__ = _doors(__name__, {
+        "benchmark": "bench",
+        "claims": "claims_table reproduce",
+        "grid": "Row run up_to_date",
+        "measure": "ChameleonEval PredictionEval VideoEval evaluate_chameleon evaluate_videos measure_prediction",
+    })

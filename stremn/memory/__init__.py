@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from .select import gumbel_select as gumbel_select
     from .similarity import best_match_similarity as best_match_similarity
     from .update import Memory as Memory, Template as Template, append as append, write as write
-
-__getattr__, __dir__, __all__ = _doors(__name__, {
-    "bank": "BankConfig Decision MemoryBank UpdatePolicy",
-    "fusion": "FusionBank FusionConfig with_fusion",
-    "rules": "RULES Request Rule find_rule",
-    "select": "gumbel_select",
-    "similarity": "best_match_similarity",
-    "update": "Memory Template append write",
-})
+else:
+    __getattr__, __dir__, __all__ = _doors(__name__, {
+        "bank": "BankConfig Decision MemoryBank UpdatePolicy",
+        "fusion": "FusionBank FusionConfig with_fusion",
+        "rules": "RULES Request Rule find_rule",
+        "select": "gumbel_select",
+        "similarity": "best_match_similarity",
+        "update": "Memory Template append write",
+    })

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
         Report as Report, boundary as boundary, contour_accuracy as contour_accuracy,
         jaccard as jaccard, score_video as score_video,
     )
-
-__getattr__, __dir__, __all__ = _doors(__name__, {
-    "frames": "CONVENTIONS psnr score_frames ssim",
-    "vos": "Report boundary contour_accuracy jaccard score_video",
-})
+else:
+    __getattr__, __dir__, __all__ = _doors(__name__, {
+        "frames": "CONVENTIONS psnr score_frames ssim",
+        "vos": "Report boundary contour_accuracy jaccard score_video",
+    })

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from .vos_baselines import (
         BASELINE_MEMORIES as BASELINE_MEMORIES, with_baseline_memory as with_baseline_memory,
     )
-
-__getattr__, __dir__, __all__ = _doors(__name__, {
-    "hub": "available load save_weights",
-    "prediction": "PredictionConfig PredictionModel",
-    "prediction_baselines": "BASELINES WEIGHTLESS",
-    "presets": "paper_prediction paper_vos small_vos",
-    "recall": "RecallConfig RecallModel",
-    "vos": "EncodedFrame VOSConfig VOSModel",
-    "vos_baselines": "BASELINE_MEMORIES with_baseline_memory",
-})
+else:
+    __getattr__, __dir__, __all__ = _doors(__name__, {
+        "hub": "available load save_weights",
+        "prediction": "PredictionConfig PredictionModel",
+        "prediction_baselines": "BASELINES WEIGHTLESS",
+        "presets": "paper_prediction paper_vos small_vos",
+        "recall": "RecallConfig RecallModel",
+        "vos": "EncodedFrame VOSConfig VOSModel",
+        "vos_baselines": "BASELINE_MEMORIES with_baseline_memory",
+    })

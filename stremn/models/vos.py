@@ -222,8 +222,8 @@ class VOSModel(nn.Module):
         start_keys(self.bank, config.key_gain)
         info = self.query_encoder.feature_info
         self.aspp,self.decoder = make_decoder(config, info[0].reduction)
-        self.pad_multiple = self.query_encoder.pad_multiple
-        self.feature_stride = info[-1].reduction
+        self.pad_multiple:int = self.query_encoder.pad_multiple
+        self.feature_stride:int = info[-1].reduction
 
     def object_probabilities(self,
         memory:Memory,       # Of V*o rows

@@ -10,12 +10,12 @@ if TYPE_CHECKING:
     from .efficientnet import LiteEncoder as LiteEncoder, LiteMemoryEncoder as LiteMemoryEncoder
     from .encoders import TinyEncoder as TinyEncoder
     from .resnet import ResNetEncoder as ResNetEncoder
-
-__getattr__, __dir__, __all__ = _doors(__name__, {
-    "aspp": "ASPP",
-    "blocks": "FeatureInfo",
-    "decoders": "MaskDecoder",
-    "efficientnet": "LiteEncoder LiteMemoryEncoder",
-    "encoders": "TinyEncoder",
-    "resnet": "ResNetEncoder",
-})
+else:
+    __getattr__, __dir__, __all__ = _doors(__name__, {
+        "aspp": "ASPP",
+        "blocks": "FeatureInfo",
+        "decoders": "MaskDecoder",
+        "efficientnet": "LiteEncoder LiteMemoryEncoder",
+        "encoders": "TinyEncoder",
+        "resnet": "ResNetEncoder",
+    })

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
         predict_clips as predict_clips,
     )
     from .train import PredictionTask as PredictionTask, PredictionTraining as PredictionTraining
-
-__getattr__, __dir__, __all__ = _doors(__name__, {
-    "files": "PredictOptions PredictionOutput predict_video",
-    "stream": "VideoPredictor find_predictor predict_clips",
-    "train": "PredictionTask PredictionTraining",
-})
+else:
+    __getattr__, __dir__, __all__ = _doors(__name__, {
+        "files": "PredictOptions PredictionOutput predict_video",
+        "stream": "VideoPredictor find_predictor predict_clips",
+        "train": "PredictionTask PredictionTraining",
+    })

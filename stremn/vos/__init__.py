@@ -15,11 +15,11 @@ if TYPE_CHECKING:
         ChameleonTask as ChameleonTask, ChameleonTraining as ChameleonTraining,
         VideoTask as VideoTask, VideoTraining as VideoTraining,
     )
-
-__getattr__, __dir__, __all__ = _doors(__name__, {
-    "evaluate": "evaluate_davis evaluate_folders evaluate_youtube",
-    "files": "segment_dataset segment_video",
-    "multiscale": "TestTimeConfig",
-    "stream": "MemoryReport VideoSegmenter",
-    "train": "ChameleonTask ChameleonTraining VideoTask VideoTraining",
-})
+else:
+    __getattr__, __dir__, __all__ = _doors(__name__, {
+        "evaluate": "evaluate_davis evaluate_folders evaluate_youtube",
+        "files": "segment_dataset segment_video",
+        "multiscale": "TestTimeConfig",
+        "stream": "MemoryReport VideoSegmenter",
+        "train": "ChameleonTask ChameleonTraining VideoTask VideoTraining",
+    })
