@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..core import StremnError, check
 from .clips import Clip
+from ..images import LUMA
 
 # %% ../../nbs/library/12_data.walkers.ipynb #9dbc6f2b
 ACTIONS = ("walking", "jogging", "running", "boxing", "waving", "clapping")
@@ -92,7 +93,7 @@ WALKERS_PRESETS = {
 }
 
 # %% ../../nbs/library/12_data.walkers.ipynb #78f9ec6b
-LUMA = np.array([.299, .587, .114])
+_LUMA = np.array(LUMA)
 
 def tint(
     bright,   # (...) brightness in [0,1]
@@ -104,7 +105,7 @@ def tint(
     wave = np.cos(2*math.pi*angle)                                           # (...,3)
     bright = np.asarray(bright, float)[...,None]
     strength = np.asarray(strength, float)[...,None]
-    return np.clip(bright+strength*(wave-(wave@LUMA)[...,None]), 0, 1)
+    return np.clip(bright+strength*(wave-(wave@_LUMA)[...,None]), 0, 1)
 
 # %% ../../nbs/library/12_data.walkers.ipynb #2421296d
 class Person(NamedTuple):
@@ -416,7 +417,7 @@ def scenery(
     tone = torch.lerp(up[:,None], down[:,None], below)[:,:,None]             # (3,n,1)
     share = .6 if indoor else 1.
     out = (tone+texture*share*(.07*clouds+.05*grain)).clamp_(0, 1)           # (3,n,n)
-    return out if colour else torch.einsum("chw,c->hw", out, torch.from_numpy(LUMA).float())[None]
+    return out if colour else torch.einsum("chw,c->hw", out, torch.from_numpy(_LUMA).float())[None]
 
 # %% ../../nbs/library/12_data.walkers.ipynb #861f5b43
 def pixel_places(
@@ -466,7 +467,7 @@ def paint_clip(
     scale = torch.tensor([1/aspect, 1.])
     covered = torch.zeros(len(z), size, size)
     joints = torch.from_numpy(s.joints).float()
-    tones = s.tones if len(back)==3 else s.tones@LUMA[:,None]
+    tones = s.tones if len(back)==3 else s.tones@_LUMA[:,None]
     for (a,b,*_),(ra,rb),tone in zip(PARTS, s.radii.tolist(), torch.from_numpy(tones).float()):
         ends = joints[:,[JOINTS.index(a), JOINTS.index(b)]]                  # (T,2,2)
         pad = max(ra, rb)*size*z[:,0]*scale+1
