@@ -215,7 +215,7 @@ def test_scale_may_be_a_tensor_with_a_gradient():
 
 def test_wrong_calls_are_refused_in_one_line():
     query, memory = draw(9, B=2, n=3, Dk=4, H=3, W=3)
-    for call, words in ((lambda: read(query, memory, "cosine"), "unknown similarity 'cosine': expected 'dot' or 'l2'"),
+    for call, words in ((lambda: read(query, memory, "cosine"), "similarity: expected one of dot, l2, found 'cosine'"),
                         (lambda: read(query, memory, top_k=0), "top_k: expected at least 1"),
                         (lambda: read(query[:1], memory), r"query_key: expected \(2,4,H,W\)"),
                         (lambda: read(query[:, :3], memory, "l2"), "query_key: expected"),

@@ -11,12 +11,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from stremn.config import _restore, from_json, to_json
 from stremn.core import StremnError, make_generator
-from stremn.config import to_json
 from stremn.memory.bank import BankConfig
 from stremn.models import hub
 from stremn.models.hub import available, find_weights, load, read_file, save_weights
-from stremn.config import from_json, _restore
 from stremn.models.vos import VOSConfig, VOSModel
 
 CONFIG = VOSConfig(widths=(4, 6), decoder_width=4, bank=replace(
@@ -138,7 +137,7 @@ def test_a_failed_write_leaves_the_old_file(saved, monkeypatch):
     before = path.read_bytes()
     def full(*a):
         raise OSError("no space left on device")
-    monkeypatch.setattr(hub.os, "replace", full)
+    monkeypatch.setattr("stremn.core.os.replace", full)
     with pytest.raises(OSError):
         save_weights(model, path, {"J": 1.})
     assert path.read_bytes() == before and [p.name for p in path.parent.iterdir()] == [path.name]
