@@ -51,6 +51,15 @@ class BankConfig:
         if self.slots==0: raise StremnError(f"slots: expected at least {max(1, self.pinned)}, found 0")
         UpdatePolicy.from_config(self)                         # refuses roles and slots that cannot be meant
 
+    def check_width(self,
+        width:int, # Channels of the encoders' last map
+    )->None:
+        "The bank takes the last map of both encoders; a network's config says its width."
+        for name in ("memory_channels", "query_channels"):
+            found = getattr(self, name)
+            if found!=width:
+                raise StremnError(f"bank.{name}: expected {width}, the last of widths, found {found}")
+
 # %% ../../nbs/lessons/07_memory.bank.ipynb #9a11c0d2
 def check_choice(
     name:str,      # What is chosen

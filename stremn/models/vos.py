@@ -50,10 +50,7 @@ class VOSConfig:
         widths = (WIDTHS | {"lite0":(*LITE_WIDTHS, self.widths[-1])}).get(self.encoder, self.widths)
         if self.widths!=widths:
             raise StremnError(f"widths: expected {widths} with {self.encoder}, found {self.widths}")
-        for name in ("memory_channels", "query_channels"):
-            found = getattr(self.bank, name)
-            if found!=self.widths[-1]:
-                raise StremnError(f"bank.{name}: expected {self.widths[-1]}, the last of widths, found {found}")
+        self.bank.check_width(self.widths[-1])
 
 # %% ../../nbs/lessons/08_models.vos.ipynb #aff847c5
 def aggregate(
