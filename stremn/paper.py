@@ -386,14 +386,15 @@ _MEMORY_NOTES = ( # Eqs. 1 to 5, the roles of the slots, the rules of Table 1
         open="nothing, but it is easy to read past: a high similarity means deletion. The "
              "learned rule starts out close to rule F.",
         ours="keep the sign.",
-        switch="`MemoryBank(policy=)`; a negative `MemoryBank(beta=)` turns it around."),
+        switch="`UpdatePolicy(rule=)`; a negative `MemoryBank(beta=)` turns the learned rule "
+               "around."),
     ReadingNote("noisy-choice", "Eq. 3",
         says="the temperature is 1 and Gumbel noise is added to mean cosines.",
         open="whether noise stays on at test time. Cosines lie in [-1,1] and the noise has a "
              "standard deviation of 1.28, so noisy choices are close to random ones.",
         ours="draw noise in training and take the largest score in evaluation. A scale on the "
              "scores is our extension, with rows of its own.",
-        switch="`MemoryBank(noise=, tau=, beta=, learn_beta=)`."),
+        switch="`UpdatePolicy(noise=, tau=)`; `MemoryBank(beta=, learn_beta=)` for the scale."),
     ReadingNote("slot-roles", "Sec. 4.1.1, Fig. 6",
         says="six blocks: one for the ground truth, one for the latest frame, four in between; "
              "Eq. 2 runs over all slots.",
@@ -401,14 +402,14 @@ _MEMORY_NOTES = ( # Eqs. 1 to 5, the roles of the slots, the rules of Table 1
              "previous latest frame is not safe.",
         ours="pin the ground truth and let all other slots compete, the previous latest "
              "included; the new frame always enters.",
-        switch="`MemoryBank(pinned=, latest=\"held\")`: then the latest frame is safe until the "
+        switch="`UpdatePolicy(pinned=, latest=\"held\")`: then the latest frame is safe until the "
                "next one arrives."),
     ReadingNote("shared-decision", "Sec. 3.2, Fig. 6",
         says="one set of stored frames is shown for a clip with several objects.",
         open="whether objects choose together or each for itself; STM keeps a memory per object.",
         ours="average the scores over the objects of a video, so that they store the same "
              "frames.",
-        switch="`MemoryBank(per_object=True)`."),
+        switch="`UpdatePolicy(per_object=True)`."),
     ReadingNote("straight-through", "Sec. 3.2",
         says="one-hot in the forward pass, soft in the backward pass.",
         open="how the two are added up; in floating point the order decides whether the result "
@@ -422,17 +423,17 @@ _MEMORY_NOTES = ( # Eqs. 1 to 5, the roles of the slots, the rules of Table 1
              "needs all of them.",
         ours="reservoir sampling, which keeps a uniform sample of everything seen without ever "
              "storing more than K.",
-        switch="`MemoryBank(policy=\"reservoir\")`."),
+        switch="`UpdatePolicy(rule=\"reservoir\")`."),
     ReadingNote("first-last-size", "Sec. 4.1.2, rule E",
         says="keep the first and the most recent frame.",
         open="nothing; but this row has two slots while its neighbours have six.",
         ours="give the rule two slots whatever K is.",
-        switch="`MemoryBank(policy=\"first_last\")`; the rule itself says that it has two."),
+        switch="`UpdatePolicy(rule=\"first_last\")`; `Rule.capacity` says that it has two slots."),
     ReadingNote("similarity-of-f", "Sec. 4.1.2, rule F",
         says="remove the template most similar to the newest one.",
         open="similar in what: rule F has no learned update keys.",
         ours="apply Eq. 1 to the keys that the memory is read with.",
-        switch="`MemoryBank(policy=)` with a function of your own; it receives "
+        switch="`UpdatePolicy(rule=)` with a function of your own; it receives "
                "`Request.appearance` and `Request.learned`."),
     ReadingNote("stored-projections", "Sec. 3.3, App. A",
         says="slots hold feature maps, turned into key and value at every read.",
@@ -475,7 +476,8 @@ _SEGMENTATION_NOTES = ( # Networks, training and testing for segmentation
              "scored frame.",
         ours="state it, and train with fewer slots or longer clips where the choice is to be "
              "learned.",
-        switch="`MemoryBank(slots=)`, which may also be changed later."),
+        switch="`MemoryBank(slots=)`; `UpdatePolicy(slots=)` for a network that is already "
+               "trained."),
     ReadingNote("training-recipe", "Sec. 4.1.1",
         says="Adam at 1e-4 for images, cosine from 1e-5 to 1e-7 for videos, 384×384.",
         open="batch size, number of steps, weight decay, warm-up, how many frames are skipped "
@@ -620,7 +622,7 @@ _PREDICTION_NOTES = ( # Networks, training and data for prediction
              "none.",
         ours="pin nothing.",
         switch="`BankConfig(pinned=1)`."),
-    ReadingNote("dreams-remembered", "Sec. 4.2, Fig. 1",
+    ReadingNote("predictions-remembered", "Sec. 4.2, Fig. 1",
         says="the memory is updated at every step, also when the newest frames are predictions.",
         open="nothing, but it is easy to read past: after K steps of a roll-out no true frame "
              "need be left.",
@@ -695,7 +697,7 @@ _PREDICTION_NOTES = ( # Networks, training and data for prediction
              "stack.",
         ours="feed back, for both, and give one set of peephole weights a channel, so that a "
              "network fits any size.",
-        switch="nothing: `Recurrent` has one loop, `ConvLSTMCell` one kind of peephole "
+        switch="nothing: `ConvLSTM` and `PredRNN` share one loop and one kind of peephole "
                "(`models.prediction_baselines`)."),
     ReadingNote("simvp-spirit", "Table 5",
         says="no system without recurrence.",
@@ -743,8 +745,8 @@ _RESULT_NOTES = ( # The printed results, and how costs and ages are measured
         open="whether a network was trained for each rule, or one network tested with all.",
         ours="swap the rule on one set of weights first; retraining for each rule is a separate "
              "table.",
-        switch="assign `MemoryBank.policy` for the first; train with `MemoryBank(policy=)` for "
-               "the second."),
+        switch="`UpdatePolicy(rule=)` for the first: any network takes it in any call; train "
+               "with `BankConfig(policy=)` for the second."),
     ReadingNote("table-3-rows", "Table 3",
         says="SwiftNet and PAM have the same reference and the same three numbers; STM appears "
              "with constant memory and J only.",

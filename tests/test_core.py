@@ -8,7 +8,7 @@ import torch
 
 from stremn.core import (
     StremnError, at_least_float32, atomic_folder, atomic_write, check, check_apart, check_output_folder, device_name,
-    make_generator, pick_device, seed_everything,
+    free_threads, make_generator, pick_device, seed_everything,
 )
 
 
@@ -178,3 +178,62 @@ def test_what_is_read_is_never_replaced(tmp_path):
         with pytest.raises(StremnError, match="expected another folder"): check_output_folder(out, True, frames)
     check_apart(tmp_path / "other", frames, "source")
     check_apart(frames / "inside", Path(frames), "source")
+
+
+# ---- threads ---------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def machine(monkeypatch):
+    "Four cores of two logical CPUs each; what is busy is a dictionary to change."
+    from stremn import core
+    busy = dict.fromkeys(range(8), 0.)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(core.os, "sched_getaffinity", lambda pid: set(busy), raising=False)
+    monkeypatch.setattr(core, "_physical_cores", lambda cpus: [[c for c in cpus if c // 2 == k] for k in range(4)
+                                                               if any(c // 2 == k for c in cpus)])
+    monkeypatch.setattr(core, "_busy_shares", lambda seconds: busy)
+    monkeypatch.setattr(core, "_cpu_quota", lambda: float("inf"))
+    return busy
+
+
+def test_a_thread_for_each_core_that_others_leave_free(machine, monkeypatch):
+    assert free_threads() == 4                                       # not eight: two threads of a core share it
+    machine[3] = 1.
+    assert free_threads() == 3                                       # its sibling is no free core
+    machine.update({2: 1., 4: .1, 6: .1})
+    assert free_threads() == 3                                       # a little of everything is no core
+    machine.update({4: .5, 6: .5})
+    assert free_threads() == 2
+    for cpu in machine:
+        machine[cpu] = 1.
+    assert free_threads() == 1                                       # never less
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert free_threads() == 7                                       # who says a number gets it
+    for odd in ("", "0", "many", "-2"):
+        monkeypatch.setenv("OMP_NUM_THREADS", odd)
+        assert free_threads() == 1
+
+
+def test_threads_keep_to_the_affinity_mask_and_to_a_containers_share(machine, monkeypatch):
+    from stremn import core
+    for cpu in (0, 1, 6, 7):
+        del machine[cpu]
+    assert free_threads() == 2
+    monkeypatch.setattr(core, "_cpu_quota", lambda: 1.5)
+    assert free_threads() == 1
+    monkeypatch.setattr(core, "_cpu_quota", lambda: .5)
+    assert free_threads() == 1
+
+
+def test_clocks_tell_who_is_busy(monkeypatch):
+    from stremn import core
+    readings = iter([{0: (100, 50), 1: (100, 90)}, {0: (200, 50), 1: (200, 165), 2: (5, 5)}])
+    monkeypatch.setattr(core, "_cpu_clocks", lambda: next(readings))
+    assert core._busy_shares(0.) == {0: 1., 1: .25}
+    monkeypatch.setattr(core, "_cpu_clocks", dict)
+    assert core._busy_shares(9.) == {}                               # and nobody waits for clocks that are not there
+
+
+def test_this_machine_has_threads_to_give(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert 1 <= free_threads(.01) <= (os.cpu_count() or 1)

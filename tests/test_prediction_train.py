@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from stremn.prediction import train as forecasting
+from stremn.prediction import train as prediction_train
 from stremn.results import Record
 from stremn.core import StremnError, make_generator
 from stremn.data.walkers import TEST_PEOPLE, WalkersConfig
@@ -59,22 +59,22 @@ def test_nobody_learns_from_the_people_who_choose_or_test():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
-def test_windows_of_films(dtype):
+def test_windows_of_videos(dtype):
     g = make_generator(0)
-    films = [torch.rand(n, 3, 4, 6, generator=g) for n in (5, 9)]
-    films = [(255 * f).to(torch.uint8) if dtype == torch.uint8 else f for f in films]
-    job = PredictionTask(replace(TINY, model=replace(MODELS["prediction"], channels=3)), films)
+    videos = [torch.rand(n, 3, 4, 6, generator=g) for n in (5, 9)]
+    videos = [(255 * f).to(torch.uint8) if dtype == torch.uint8 else f for f in videos]
+    job = PredictionTask(replace(TINY, model=replace(MODELS["prediction"], channels=3)), videos)
     frames = job.batch(0, 0, 1).frames
     assert frames.dtype == torch.float32 and frames.shape == (2, 5, 3, 4, 6) and 0 <= frames.min() <= frames.max() <= 1
     assert torch.equal(frames, job.batch(0, 0, 1).frames)
-    long = job.batch(2, 0, 1).frames                                              # only the second film is long enough
-    whole = films[1].float() / (255 if dtype == torch.uint8 else 1)
+    long = job.batch(2, 0, 1).frames                                              # only the second is long enough
+    whole = videos[1].float() / (255 if dtype == torch.uint8 else 1)
     assert any(torch.equal(long[0], whole[i:i + 7]) for i in range(3))
-    with pytest.raises(StremnError, match="films: expected one of at least 10 frames, found 9"):
-        windows(films, 10, 1, np.random.default_rng(0))
-    with pytest.raises(StremnError, match="held: expected films"):
+    with pytest.raises(StremnError, match="videos: expected one of at least 10 frames, found 9"):
+        windows(videos, 10, 1, np.random.default_rng(0))
+    with pytest.raises(StremnError, match="choosing: expected videos"):
         choosing_clips(job, 3)
-    assert choosing_clips(PredictionTask(job.config, films, films), 3).shape == (3, 7, 3, 4, 6)
+    assert choosing_clips(PredictionTask(job.config, videos, videos), 3).shape == (3, 7, 3, 4, 6)
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
@@ -97,11 +97,17 @@ def test_the_loss_is_that_of_what_was_predicted(name, warm_up):
 def test_sampling_and_draws():
     job = task(sampling=(.8, .2))
     assert [job.sampling(s) for s in (0, 3)] == pytest.approx([.8, .2])
-    network, seen = job.build(), set()
+    network, used = job.build(), set()
+    own, write = network.bank.policy, network.bank.write
+
+    def watched(memory, template, t, group=None, generator=None, policy=None):
+        used.add((policy.rule, policy.slots))
+        return write(memory, template, t, group, generator, policy)
+
+    network.bank.write = watched
     for step in range(40):
         job.loss(network, network, FrameBatch(torch.rand(1, 5, 1, 16, 16)), step, 0, make_generator(0))
-        seen.add((network.bank.policy, network.bank.slots))
-    assert seen == {(p, k) for p in ("learned", "oldest") for k in (1, 2)}
+    assert used == {(p, k) for p in ("learned", "oldest") for k in (1, 2)} and network.bank.policy is own
 
 
 @pytest.mark.parametrize("changes, message", [
@@ -133,13 +139,13 @@ def test_every_network_is_trained_and_goes_on_where_it_stopped(name, tmp_path):
     assert len(log["loss"]) == 4 and all(p > 0 for p in log["psnr"])
 
 
-def test_clips_vary_by_lot_and_repeat():
-    films = [torch.rand(9, 1, 8, 8, generator=make_generator(i)) * .4 + .3 for i in range(3)]
-    plain, other = (PredictionTask(replace(task().config, vary=v), films) for v in (0., .4))
+def test_clips_vary_at_random_and_repeat():
+    videos = [torch.rand(9, 1, 8, 8, generator=make_generator(i)) * .4 + .3 for i in range(3)]
+    plain, other = (PredictionTask(replace(task().config, vary=v), videos) for v in (0., .4))
     a, b = plain.batch(0, 0, 0).frames, other.batch(0, 0, 0).frames
     assert torch.equal(b, other.batch(0, 0, 0).frames) and not torch.equal(a, b)
     clips, rng = torch.rand(64, 3, 1, 4, 4, generator=make_generator(0)) * .2 + .4, np.random.default_rng(0)
-    new = forecasting.varied(clips, .4, rng)
+    new = prediction_train.varied(clips, .4, rng)
     assert new.shape == clips.shape and 0 <= new.min() and new.max() <= 1
     mirrored = 0
     for x, y in zip(clips, new):                            # a line through each pixel's old number, mirrored or not
@@ -173,8 +179,8 @@ def test_a_greedy_average_is_never_worse_than_the_best(monkeypatch):
         network.card = {"ssim": ssim}
     for means, chosen in (((.6, .7), [0, 1, 2]), ((.4, .5), [0, 2]), ((.49, .49), [0])):
         found = iter(means)
-        monkeypatch.setattr(forecasting, "ssim_on", lambda *a, found=found: next(found))
-        assert forecasting.worth_averaging(networks, torch.zeros(1), 1) == [networks[i] for i in chosen]
+        monkeypatch.setattr(prediction_train, "ssim_on", lambda *a, found=found: next(found))
+        assert prediction_train.worth_averaging(networks, torch.zeros(1), 1) == [networks[i] for i in chosen]
 
 
 def test_snapshots_of_another_pace_are_refused(tmp_path):

@@ -4,30 +4,29 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from refusals import refused
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import nn
 
-from stremn.train import loop as train
-from stremn.core import StremnError, make_generator, seed_everything
 from stremn.config import to_json
-from stremn.data.clips import collate
-from stremn.data.chameleon import ChameleonConfig, chameleon_batch
-from stremn.losses import segmentation_loss
+from stremn.core import make_generator, seed_everything
+from stremn.data.chameleon import ChameleonConfig
 from stremn.memory.bank import BankConfig
-from stremn.memory.rules import RULES
 from stremn.models.hub import load
-from stremn.models.vos import VOSConfig, VOSModel
-from stremn.vos.train import ChameleonTask, ChameleonTraining, ChameleonPhase
-from stremn.train.loop import FitConfig, fit, learning_curve, same_recipe, learning_rate, shorten, phase_of
-from stremn.config import config_diff
+from stremn.models.vos import VOSConfig
 from stremn.train import loop
-from stremn.train.checkpoint import read_log, steps_taken
+from stremn.train.checkpoint import checkpoint_weights, read_log, steps_taken
+from stremn.train.loop import (
+    FitConfig, Recipe, Task, fit, learning_curve, learning_rate, phase_of, same_recipe, shorten,
+)
+from stremn.vos.train import ChameleonPhase, ChameleonTask, ChameleonTraining
 
 BANK = BankConfig(memory_channels=12, query_channels=12, key_channels=8, value_channels=8, update_channels=8, slots=3,
                   similarity="l2", shared_keys=True)
@@ -50,13 +49,6 @@ def go(out, config=FIT, what=None, **kwargs):
 def same(a: Path, b: Path, name="model.safetensors") -> bool:
     a, b = load_file(a / name), load_file(b / name)
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
-def refused(call, *pieces) -> None:
-    with pytest.raises(StremnError) as info:
-        call()
-    text = str(info.value)
-    assert "\n" not in text and all(p in text for p in pieces), text
 
 
 def rows(out) -> list[dict]:
@@ -189,39 +181,32 @@ def test_what_a_run_leaves(whole):
 def test_another_config_is_refused(whole, tmp_path):
     out = shutil.copytree(whole, tmp_path / "run")
     before = {p.name: p.read_bytes() for p in out.iterdir()}
-    refused(lambda: go(out, replace(FIT, seed=1)), "last.safetensors", "fit.seed: 0, now 1", "another folder")
+    refused(("last.safetensors", "fit.seed: 0, now 1", "another folder"), lambda: go(out, replace(FIT, seed=1)))
     longer = task(stages=(ChameleonPhase(2, 2, replace(CLIP, frames=3)), ChameleonPhase(9, 2, CLIP)))
-    refused(lambda: go(out, what=longer), "task.stages[1].steps: 4, now 9")
+    refused("task.stages[1].steps: 4, now 9", lambda: go(out, what=longer))
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before
-
-
-def test_differences():
-    a = {"fit": {"lr": 1., "workers": 0, "save_every": 1}, "task": {"x": [1, 2], "y": None}, "processes": 1}
-    assert config_diff(a, json.loads(json.dumps(a))) == []
-    assert config_diff(a, {**a, "fit": {"lr": 1., "workers": 9, "save_every": 9}}) == []
-    b = {"fit": {"lr": 2.}, "task": {"x": [1, 3], "z": 1}, "processes": 2}
-    assert config_diff(a, b) == ["fit.lr: 1.0, now 2.0", "task.x[1]: 2, now 3", "task.z: null, now 1",
-                                 "processes: 1, now 2"]
-    assert config_diff({"x": [1]}, {"x": [1, 2]}) == ["x: [1], now [1, 2]"]
 
 
 def test_a_field_newer_than_the_weights_had_its_default():
     task, how = ChameleonTraining(), FitConfig()
+    recipe = Recipe("mine", task, how)
     config = json.loads(json.dumps({"task": to_json(task), "fit": to_json(how)}))
-    assert same_recipe(config, task, how)
+    assert same_recipe(config, recipe)
     older = {**config, "task": {k: v for k, v in config["task"].items() if k != "dice"}}
-    assert same_recipe(older, task, how) and not same_recipe(older, replace(task, dice=task.dice + 1), how)
+    assert same_recipe(older, recipe)
+    assert not same_recipe(older, replace(recipe, training=replace(task, dice=task.dice + 1)))
     deep = json.loads(json.dumps(config))
-    for there, gone in ((deep["task"]["model"]["bank"], "locality"), (deep["task"]["stages"][0]["clip"], "noise"),
-                        (deep["fit"], "clip")):
-        there.pop(gone)                                                     # wherever the field is
+    for place, field in ((deep["task"]["model"]["bank"], "locality"), (deep["task"]["stages"][0]["clip"], "noise"),
+                         (deep["fit"], "clip")):
+        place.pop(field)                                                    # wherever the field is
     bank = replace(task.model.bank, locality=1.)
-    assert same_recipe(deep, task, how) and not same_recipe(deep, replace(task, model=replace(task.model, bank=bank)), how)
+    other = replace(recipe, training=replace(task, model=replace(task.model, bank=bank)))
+    assert same_recipe(deep, recipe) and not same_recipe(deep, other)
     deep["task"]["stages"][0].pop("steps")                                  # what has no default cannot be guessed
-    assert not same_recipe(deep, task, how)
-    assert not same_recipe({"task": config["task"]}, task, how)                 # how it learned is not known
-    assert not same_recipe({"fit": config["fit"]}, task, how)                   # nor here what
-    assert not same_recipe({**config, "task": {**config["task"], "gone": 1}}, task, how)
+    assert not same_recipe(deep, recipe)
+    assert not same_recipe({"task": config["task"]}, recipe)                 # how it learned is not known
+    assert not same_recipe({"fit": config["fit"]}, recipe)                   # nor here what
+    assert not same_recipe({**config, "task": {**config["task"], "gone": 1}}, recipe)
 
 
 def test_a_run_older_than_a_field_goes_on(whole, tmp_path):
@@ -236,30 +221,23 @@ def test_a_run_older_than_a_field_goes_on(whole, tmp_path):
     assert go(out) == out / "model.safetensors" and same(whole, out)
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint"])
-def test_a_damaged_checkpoint_is_refused(tmp_path, content):
-    (tmp_path / "last.safetensors").write_bytes(content)
-    refused(lambda: go(tmp_path), "last.safetensors", "expected a checkpoint of stremn train")
-    refused(lambda: steps_taken(tmp_path), "last.safetensors")
-
-
-def test_other_tensors_are_refused(tmp_path):
-    save_file({"x": torch.zeros(1)}, tmp_path / "last.safetensors")
-    refused(lambda: go(tmp_path), "last.safetensors", "expected a checkpoint of stremn train")
+def test_a_damaged_checkpoint_is_refused_before_anything_is_written(tmp_path):
+    (tmp_path / "last.safetensors").write_bytes(b"not a checkpoint")
+    refused(("last.safetensors", "expected a checkpoint of stremn train"), lambda: go(tmp_path))
+    assert [p.name for p in tmp_path.iterdir()] == ["last.safetensors"]
 
 
 def test_folders_and_devices_are_checked(tmp_path):
     (tmp_path / "file").write_text("mine")
-    refused(lambda: go(tmp_path / "file"), "file", "expected a folder to write to")
-    refused(lambda: go(tmp_path / "file" / "run"), "expected a folder to write to")
-    refused(lambda: fit(task(), FIT, tmp_path / "run", "tpu", progress=False), "device", "tpu")
+    refused(("file", "expected a folder to write to"), lambda: go(tmp_path / "file"))
+    refused("expected a folder to write to", lambda: go(tmp_path / "file" / "run"))
+    refused(("device", "tpu"), lambda: fit(task(), FIT, tmp_path / "run", "tpu", progress=False))
     if not torch.cuda.is_available():
-        refused(lambda: fit(task(), FIT, tmp_path / "run", "cuda", progress=False), "cuda")
-    refused(lambda: go(tmp_path / "run", replace(FIT, precision="fp16")), "fp16", "cpu")
+        refused("cuda", lambda: fit(task(), FIT, tmp_path / "run", "cuda", progress=False))
+    refused(("fp16", "cpu"), lambda: go(tmp_path / "run", replace(FIT, precision="fp16")))
     assert (tmp_path / "file").read_text() == "mine"
     for name, value in {"seed": -1, "save_every": 0, "workers": -1, "precision": "half"}.items():
-        refused(lambda n=name, v=value: replace(FIT, **{n: v}), name, str(value))
-    refused(lambda: read_log(tmp_path), "log.jsonl")
+        refused((name, str(value)), lambda n=name, v=value: replace(FIT, **{n: v}))
 
 
 def test_precision_may_change_between_runs_of_one_process(tmp_path):
@@ -288,10 +266,11 @@ def test_what_is_not_finite_stops_before_a_weight_is_touched(whole, tmp_path, gr
     broken = Broken(task().config)
     broken.gradient = gradient
     run = loop.Run(broken, FIT, loop.open_folder(tmp_path), "cpu")
-    refused(lambda: loop.take_steps(run, range(STEPS), False), "step 3", "gradient" if gradient else "loss", "nan")
-    go(tmp_path / "judge", stop_at=3)
-    judge = load_file(tmp_path / "judge" / "last.safetensors")
-    assert all(torch.equal(v, judge[f"model.{k}"]) for k, v in run.network.state_dict().items())
+    what = "gradient" if gradient else "loss"
+    refused(("step 3", what, "nan"), loop.take_steps, run, range(STEPS), False)
+    go(tmp_path / "good", stop_at=3)
+    good = checkpoint_weights(tmp_path / "good" / "last.safetensors")
+    assert all(torch.equal(v, good[k]) for k, v in run.network.state_dict().items())
     assert steps_taken(tmp_path) == 2 and [r["step"] for r in rows(tmp_path)] == [0, 1, 2]
     go(tmp_path)                                                                       # the cause is repaired
     assert same(whole, tmp_path)
@@ -309,28 +288,6 @@ def test_learning_rate():
     assert learning_rate(0, 1, replace(c, warmup=0, decay_from=1.)) == c.lr
 
 
-def test_what_is_drawn_depends_on_seed_and_step_alone():
-    t, c = ChameleonTask(), ChameleonTraining()
-    draws = [t.draw(s, 0) for s in range(t.steps)]
-    assert draws == [ChameleonTask().draw(s, 0) for s in range(t.steps)] != [t.draw(s, 1) for s in range(t.steps)]
-    for field, choices in dict(modes=c.modes, objects=c.objects, slots=c.slots, policy=c.policies).items():
-        for value in set(choices):                                                     # 5 standard errors: 1 in 10^6
-            p = choices.count(value) / len(choices)
-            found, error = np.mean([d[field] == value for d in draws]), (p * (1 - p) / t.steps) ** .5
-            assert abs(found - p) <= 5 * error, (field, value, found)
-
-
-def test_batches_differ_between_steps_ranks_and_seeds_and_repeat():
-    t = task()
-    keys = [(s, r, seed) for s in (0, 1, 3) for r in (0, 1) for seed in (0, 1)]
-    batches = [t.batch(*k) for k in keys]
-    for k, b in zip(keys, batches, strict=True):
-        assert all(torch.equal(x, y) for x, y in zip(b, task().batch(*k), strict=True))
-        assert b.frames.shape[:2] == (2, 3 if k[0] < 2 else 5) and b.valid.shape[1] == t.draw(k[0], k[2])["objects"]
-    sums = [float(b.frames.double().sum()) for b in batches]
-    assert len(set(sums)) == len(sums)
-
-
 def test_stages_and_shorten():
     clips = [replace(CLIP, frames=f) for f in (3, 6, 12)]
     config = task(stages=tuple(ChameleonPhase(n, 1, c) for n, c in zip((100, 250, 1200), clips, strict=True))).config
@@ -343,28 +300,6 @@ def test_stages_and_shorten():
     assert shorten(config, None) is config and shorten(config, 1550) == config
     assert [s.steps for s in shorten(config, 155).stages] == [10, 25, 120]
     assert [s.steps for s in shorten(config, 1).stages] == [1, 1, 1]
-
-
-def test_the_tiny_protocol_teaches_the_choice():
-    "Its last stage reads several replacements of every bounded memory, and meets every rule of Table 1."
-    c = ChameleonTraining()
-    bounded = [k for k in c.slots if k < 20]
-    assert min(c.stages[-1].clip.frames - 1 - k for k in bounded) >= 3
-    assert set(c.policies) == set(RULES) - {"lfu", "ucb", "diversity"}
-    assert max(c.slots) >= c.stages[-1].clip.frames                                    # and one memory never fills
-
-
-@pytest.mark.parametrize("slots", [3, 4])
-def test_update_key_learns_only_from_choices_that_are_read(slots):
-    "The reading note on short clips: no gradient until a clip has K + 2 frames (with K = 2 and one pinned, never)."
-    for frames in (slots + 1, slots + 2):
-        seed_everything(0)
-        net = VOSModel(MODEL)
-        net.bank.policy, net.bank.slots = "learned", slots
-        b = collate(chameleon_batch([[0, 1], [0, 2]], replace(CLIP, frames=frames)), 1)
-        segmentation_loss(net(b.frames, b.labels[:, 0], b.valid, make_generator(0)), b.labels[:, 1:]).backward()
-        grad = net.bank.update_key.weight.grad
-        assert (grad is not None and float(grad.norm()) > 0) == (frames == slots + 2)
 
 
 # ---------------------------------------------------------------- two processes
@@ -388,7 +323,7 @@ assert t.go(out / "stopped") == out / "stopped" / "model.safetensors"
 
 
 def averaged(steps, ranks) -> dict:
-    "The judge: one process that takes each rank's gradient in turn, averages, clips and updates."
+    "The reference: one process that takes each rank's gradient in turn, averages, clips and updates."
     t = task()
     seed_everything(FIT.seed)
     net = t.build().train()
@@ -422,29 +357,14 @@ def test_two_processes_train_as_one_with_their_averaged_gradients(whole, tmp_pat
     assert same(tmp_path / "whole", tmp_path / "stopped")
     assert same(tmp_path / "whole", tmp_path / "stopped", "last.safetensors")
     finished, one = load_file(tmp_path / "whole" / "model.safetensors"), load_file(whole / "model.safetensors")
-    judge, alone = averaged(STEPS, 2), averaged(STEPS, 1)
+    reference, alone = averaged(STEPS, 2), averaged(STEPS, 1)
     for k in finished:
         assert torch.equal(finished[k], ranks[0][k]), k
-        assert torch.allclose(finished[k], judge[k], rtol=0, atol=1e-5), k
+        assert torch.allclose(finished[k], reference[k], rtol=0, atol=1e-5), k
         assert torch.allclose(one[k], alone[k], rtol=0, atol=1e-6), k
     assert max(float((finished[k] - one[k]).abs().max()) for k in one) > 1e-3         # other batches, other weights
     assert [r["step"] for r in rows(tmp_path / "stopped")] == list(range(STEPS))
-    refused(lambda: go(tmp_path / "whole"), "processes: 2, now 1")
-
-
-def test_a_run_may_begin_with_the_weights_of_another_but_not_with_its_score_scale(tmp_path):
-    small = VOSConfig(widths=(4, 8), decoder_width=8, bank=BankConfig(
-        memory_channels=8, query_channels=8, key_channels=4, value_channels=4, update_channels=4, slots=2,
-        shared_keys=True))
-    tiny = ChameleonTraining(model=small, stages=(ChameleonPhase(1, 1, ChameleonConfig(frames=3, size=16)),))
-    first = fit(ChameleonTask(tiny), FitConfig(), tmp_path / "first", "cpu", progress=False)
-    scaled = replace(tiny, model=replace(small, bank=replace(small.bank, beta=10., learn_beta=True)))
-    task = ChameleonTask(scaled, first)
-    begun, before = task.build().state_dict(), load(first).state_dict()
-    assert begun["bank.beta"] == 10. and before["bank.beta"] == 1.
-    assert all(torch.equal(v, before[k]) for k, v in begun.items() if k != "bank.beta")
-    second = fit(task, FitConfig(), tmp_path / "second", "cpu", progress=False)
-    assert load(second).card["config"]["start"]["task"]["model"]["bank"]["beta"] == 1.
+    refused("processes: 2, now 1", lambda: go(tmp_path / "whole"))
 
 
 def test_the_curve_of_a_card_is_the_log_in_forty_means():
@@ -454,3 +374,49 @@ def test_the_curve_of_a_card_is_the_log_in_forty_means():
     a, b = c["step"][6:8]
     assert c["loss"][7] == round(sum(range(a, b)) / (b - a), 4)
     assert learning_curve({"loss": [3., 1.]}) == {"step": [1, 2], "loss": [3., 1.]} and learning_curve({}) == {}
+
+
+# ---------------------------------------------------------------- a task of one's own
+@dataclass(frozen=True)
+class LineConfig:
+    steps: int = 4
+
+
+class Line(Task):
+    "The least that a task must say; weights and rates have defaults."
+    name, config, steps = "line", LineConfig(), 4
+
+    def build(self):
+        net = nn.Linear(2, 1)
+        net.config = self.config
+        return net
+
+    def batch(self, step, rank, seed):
+        return torch.rand(8, 2, generator=make_generator(step))
+
+    def loss(self, model, network, batch, step, seed, generator):
+        return (model(batch) - batch.sum(1, keepdim=True)).square().mean(), {}
+
+
+class SlowBias(Line):
+    def groups(self, network):
+        return [{"params": [network.weight]}, {"params": [network.bias], "scale": 0.}]
+
+
+def test_a_task_declares_all_that_the_loop_uses(tmp_path):
+    assert Line().origin is None
+    one = load_file(fit(Line(), FIT, tmp_path / "a", "cpu", progress=False))
+    assert "start" not in json.loads((tmp_path / "a/card.json").read_text())["config"]
+    slow = load_file(fit(SlowBias(), FIT, tmp_path / "b", "cpu", progress=False))
+    seed_everything(FIT.seed)
+    first = Line().build()
+    assert torch.equal(slow["bias"], first.bias) and not torch.equal(one["bias"], first.bias)
+    with pytest.raises(TypeError, match="abstract"):
+        type("Half", (Task,), {"build": Line.build})()
+
+
+def test_files_that_a_killed_run_left_half_written_are_removed(tmp_path):
+    half = tmp_path / ".last.safetensors.7.0a1b2c3d.part"
+    half.write_bytes(b"half")
+    fit(Line(), FIT, tmp_path, "cpu", progress=False)
+    assert not half.exists() and (tmp_path / "model.safetensors").is_file()

@@ -61,15 +61,16 @@ class DataRow(NamedTuple):
         return self.expected is None or self.found==self.expected
 
 # %% ../../nbs/library/19_data.catalog.ipynb #95d993d8
-FAST = {"all_frames":True}
+FAST = {"all_frames":True}   # 30 frames a second instead of 6
 SERVER = {"zip":"masks.zip"} # The true masks are with the server, which wants an archive
-EVALUATED = {("DAVIS 2016","val"):{"year":2016},
-             ("DAVIS 2017","val"):{},
-             ("DAVIS 2017","test-dev"):{"split":"test-dev", **SERVER},
-             ("YouTube-VOS 2018","valid"):{"year":2018, "split":"valid", **SERVER},
-             ("YouTube-VOS 2018","valid_all_frames"):{"year":2018, "split":"valid", **FAST, **SERVER},
-             ("YouTube-VOS 2019","valid"):{"year":2019, "split":"valid", **SERVER},
-             ("YouTube-VOS 2019","valid_all_frames"):{"year":2019, "split":"valid", **FAST, **SERVER}}
+EVALUATED = { # Options of an evaluation
+    ("DAVIS 2016","val"):{"year":2016},
+    ("DAVIS 2017","val"):{},
+    ("DAVIS 2017","test-dev"):{"split":"test-dev", **SERVER},
+    ("YouTube-VOS 2018","valid"):{"year":2018, "split":"valid", **SERVER},
+    ("YouTube-VOS 2018","valid_all_frames"):{"year":2018, "split":"valid", **FAST, **SERVER},
+    ("YouTube-VOS 2019","valid"):{"year":2019, "split":"valid", **SERVER},
+    ("YouTube-VOS 2019","valid_all_frames"):{"year":2019, "split":"valid", **FAST, **SERVER}}
 
 # %% ../../nbs/library/19_data.catalog.ipynb #18bde0d1
 def _use(
@@ -133,7 +134,7 @@ def _with_masks(folder:Path, name:str, images:str, masks:str, suffix:str)->set[s
     files = list((folder/images).iterdir())
     pictures = {p.stem for p in files if _is_image(p) and p.suffix.lower()!=suffix}
     if suffix==".png" and images!=masks: pictures |= {p.stem for p in files if p.suffix==".png"}
-    if name=="COCO": return pictures if (folder/masks/f"instances_{images}.json").is_file() else set()
+    if name=="COCO" and (folder/masks/f"instances_{images}.json").is_file(): return pictures
     return pictures & {p.stem for p in (folder/masks).iterdir() if p.suffix.lower()==suffix}
 
 # %% ../../nbs/library/19_data.catalog.ipynb #0064a320

@@ -31,12 +31,13 @@ from ..memory.rules import RULES, Request, pick
 from ..metrics.frames import FrameScore, score_frames
 from ..metrics.vos import Report, jaccard, score_video
 from ..models.hub import load
+from ..models.prediction_baselines import BASELINES, WEIGHTLESS
 from ..models.vos import Memories, VOSModel
 from ..models.vos_baselines import BASELINE_MEMORIES, with_baseline_memory
-from ..prediction.stream import find_predictor, predict_clips
+from ..prediction.stream import predict_clips
 from ..results import Record
 from ..vos.multiscale import TestTimeConfig
-from ..vos.stream import VideoSegmenter
+from ..vos.stream import VideoSegmenter, equal_widths_pay
 
 # %% ../../nbs/library/81_experiments.measure.ipynb #b9329994
 @dataclass(frozen=True)
@@ -161,13 +162,11 @@ def step_clips(
     generator:torch.Generator, # Source of all randomness
 )->Iterator[tuple[Tensor|None,Memories]]: # After each frame: (V,O+1,H,W) logits, None at the start; the memories
     "Step through clips side by side, exactly as a stream steps through one."
-    bank = model.config.bank
-    on_cpu = next(model.parameters()).device.type=="cpu"
-    quick = on_cpu and bank.value_channels<=2*bank.key_channels                # `memory.read`
+    fast = equal_widths_pay(model)
     masks = one_hot_objects(b.labels[:,0], range(1, b.valid.shape[1]+1))
     memories = ()
     for t in range(b.frames.shape[1]):
-        logits,encoded = model.segment(memories, b.frames[:,t], b.valid, quick)
+        logits,encoded = model.segment(memories, b.frames[:,t], b.valid, fast)
         if t: masks = logits.softmax(1)[:,1:]
         memories,_ = model.memorize(memories, encoded, masks, t, generator, b.valid, policy)
         yield logits,memories
@@ -298,10 +297,10 @@ def follow_video(
 )->tuple[Tensor,Tensor]:      # (T,H,W) int16 labels found; true ones, -1 where nobody annotated
     "Segment a video from its first mask."
     segmenter.reset()
-    found = [labels.short() for labels in segmenter.track(video, video.mask(0))]
-    masks = [video.mask(t) for t in range(len(video))]
-    nobody = torch.full(video.size, -1)
-    true = [(nobody if mask is None else mask).short() for mask in masks]
+    found,true = [],[]
+    for t,(_,frame,mask) in enumerate(video):
+        found.append(segmenter.step(frame, mask if t==0 else None).short())
+        true.append(torch.full(video.size, -1).short() if mask is None else mask.short())
     return torch.stack(found),torch.stack(true)
 
 # %% ../../nbs/library/81_experiments.measure.ipynb #c1c51f7d
@@ -406,6 +405,12 @@ def prediction_test_clips(
 def count_parameters(model:nn.Module)->int: # Its weights
     "How many numbers a network has learned."
     return sum(p.numel() for p in model.parameters())
+
+def find_predictor(
+    name:str, # What `load` accepts, or one of `WEIGHTLESS`
+)->nn.Module:
+    "A predictor by name."
+    return BASELINES[name]() if name in WEIGHTLESS else load(name)
 
 def mean_of_each(
     scores:dict[str,FrameScore], # metric -> a value for each frame of each clip

@@ -215,7 +215,7 @@ def trace_video(
     for t,frame in enumerate(clip.frames):
         masks.append(segmenter.step(frame, None if t else truth[0].long())==1)
         held.append(segmenter.state.memories[0][0].frames)
-    memory = segmenter.state.memories[0][0]                                  # of the only view
+    memory = segmenter.state.memories[0][0]                        # of the only view
     found = torch.stack(masks)[None]
     return assemble([clip], held, log, found, truth[None], memory, slots)
 

@@ -11,24 +11,50 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..core import check
+from ..core import StremnError
 
 # %% ../../nbs/lessons/06_memory.update.ipynb #33d71c1d
 class Template(NamedTuple):
-    "One frame as the memory stores it: three projections of its feature map."
+    """One frame as the memory stores it: three projections of its feature map.
+
+    Args:
+        key: (B,Dk,H,W) floats, what a query is compared with.
+        value: (B,Dv,H,W) floats, what a match returns.
+        update: (B,Du,H,W) floats, what Eq. 1 compares.
+
+    Example:
+        >>> key, value = torch.randn(1, 8, 16, 16), torch.randn(1, 4, 16, 16)
+        >>> template = Template(key, value, update=key)
+    """
     key:Tensor    # (B,Dk,H,W) what a query is matched against, $k$
     value:Tensor  # (B,Dv,H,W) what a match returns, $v$
     update:Tensor # (B,Du,H,W) what Eq. 1 compares, $U$
 
 # %% ../../nbs/lessons/06_memory.update.ipynb #4daddade
 class Memory(NamedTuple):
-    "n filled slots and the frame each one came from. Never mutated: every write returns a new one."
+    """n filled slots and the frame each one came from. It is never changed: a write returns a new one.
+
+    Args:
+        keys: (B,n,Dk,H,W) floats, for each of B videos or objects.
+        values: (B,n,Dv,H,W) floats.
+        updates: (B,n,Du,H,W) floats.
+        frames: (B,n) long, index of the frame that each slot holds.
+        seen: templates offered so far, stored or discarded.
+        usage: (B,n,3) floats, the attention each slot has drawn since it was stored (see
+            `update_usage`); None: it is not counted.
+
+    Example:
+        >>> memory = append(None, template, t=0)   # a `Template` of B rows
+        >>> memory = append(memory, template, t=1)
+        >>> memory.slots, memory.frames.tolist()
+        (2, [[0, 1]])
+    """
     keys:Tensor    # (B,n,Dk,H,W)
     values:Tensor  # (B,n,Dv,H,W)
     updates:Tensor # (B,n,Du,H,W)
     frames:Tensor  # (B,n) long, index of the frame each slot holds
     seen:int       # Templates offered so far, stored or discarded
-    usage:Tensor|None=None # (B,n,3) attention drawn since it was stored, see `update_usage`; None: not counted
+    usage:Tensor|None=None # (B,n,3) attention drawn since it was stored; None: not counted
 
     @property
     def slots(self)->int: # n, the number of filled slots
@@ -50,17 +76,30 @@ def append(
     template:Template,  # Template to store
     t:int,              # Frame it comes from
 )->Memory:              # Memory with one more filled slot
-    "While n < K every new template gets a slot of its own (Sec. 3.2)."
+    """Give a template a slot of its own, as long as there is room (n < K, Sec. 3.2).
+
+    Args:
+        memory: n filled slots, of the template's B rows; None: there is none yet.
+        template: maps of B rows.
+        t: index of the frame it comes from.
+
+    Returns:
+        A `Memory` of n+1 slots, the new one last; the old memory stays as it was.
+
+    Example:
+        >>> memory = append(None, template, t=0)
+        >>> append(memory, template, t=1).frames.tolist()
+        [[0, 1]]
+    """
     key,value,update = (x[:,None] for x in template)                         # (B,1,.,H,W) each
-    B,device = template.key.shape[0],template.key.device
-    frame = torch.full((B, 1), t, dtype=torch.long, device=device)
+    B = len(template.key)
+    frame = torch.full((B, 1), t, dtype=torch.long, device=template.key.device)
     if memory is None: return Memory(key, value, update, frame, 1)
     usage = memory.usage
     if usage is not None:
         usage = torch.cat([usage, usage.new_tensor(NEW_USAGE).expand(B, 1, -1)], 1)
-    return Memory(torch.cat([memory.keys, key], 1), torch.cat([memory.values, value], 1),
-                  torch.cat([memory.updates, update], 1), torch.cat([memory.frames, frame], 1),
-                  memory.seen+1, usage)
+    pairs = zip(memory[:4], (key, value, update, frame))
+    return Memory(*(torch.cat(pair, 1) for pair in pairs), memory.seen+1, usage)
 
 # %% ../../nbs/lessons/06_memory.update.ipynb #11cdd1e8
 def blend(
@@ -68,12 +107,13 @@ def blend(
     new:Tensor, # (B,D,H,W) what may replace it
     a:Tensor,   # (B,n) one-hot or all-zero rows, $a^{hard}$
 )->Tensor:      # (B,n,D,H,W)
-    "Eq. 4 on one tensor. Without a gradient to carry it is a plain selection, which is faster and equal."
-    check(a.shape==old.shape[:2] and new.shape==old.shape[:1]+old.shape[2:],
-          "blend: expected old (B,n,D,H,W), new (B,D,H,W) and a choice (B,n), "
-          f"found {tuple(old.shape)}, {tuple(new.shape)} and {tuple(a.shape)}")
+    "Eq. 4 on one tensor. Without a gradient to carry it is a selection, which is faster and equal."
+    if a.shape!=old.shape[:2] or new.shape!=old.shape[:1]+old.shape[2:]:
+        raise StremnError("blend: expected old (B,n,D,H,W), new (B,D,H,W) and a choice (B,n), "
+                          f"found {tuple(old.shape)}, {tuple(new.shape)} and {tuple(a.shape)}")
     w = a[:,:,None,None,None].to(old.dtype)                                  # (B,n,1,1,1)
-    return (1-w)*old + w*new[:,None] if a.requires_grad else torch.where(w>.5, new[:,None], old)
+    if a.requires_grad: return (1-w)*old + w*new[:,None]
+    return torch.where(w>.5, new[:,None], old)
 
 # %% ../../nbs/lessons/06_memory.update.ipynb #0db631d6
 def write(
@@ -82,14 +122,32 @@ def write(
     t:int|Tensor,      # Frame it comes from; (B,) long where rows differ
     a:Tensor,          # (B,n) one-hot slot to replace, $a^{hard}$; an all-zero row discards the template
 )->Memory:             # Memory after the write
-    "Eq. 4, out of place so that the gradient of `a` reaches the update keys."
+    """Put a template into the chosen slot (Eq. 4), so that the gradient of `a` reaches the update keys.
+
+    Args:
+        memory: n filled slots of B rows.
+        template: maps of B rows, of the widths and the size of the memory's.
+        t: index of the frame it comes from, or (B,) long where the rows stand at different frames.
+        a: (B,n) floats, one-hot at the slot to replace; a row of zeros stores nothing.
+
+    Returns:
+        A `Memory` of n slots; the old memory stays as it was.
+
+    Raises:
+        StremnError: when memory, template and choice have different shapes.
+
+    Example:
+        >>> memory = append(append(None, template, t=0), template, t=1)     # a `Template` of one row
+        >>> write(memory, template, t=9, a=torch.tensor([[0., 1.]])).frames.tolist()
+        [[0, 9]]
+    """
     t = torch.as_tensor(t, dtype=torch.long, device=a.device).reshape(-1, 1) # (1,1) or (B,1)
-    gone = a.detach()>.5                                                     # (B,n)
+    replaced = a.detach()>.5                                                 # (B,n)
     usage = memory.usage
     if usage is not None:                                                    # the write is its first update
-        usage = torch.where(gone[:,:,None], usage.new_tensor((0., -1., 1.)), usage)
-    return Memory(blend(memory.keys, template.key, a), blend(memory.values, template.value, a),
-                  blend(memory.updates, template.update, a), torch.where(gone, t, memory.frames), memory.seen+1, usage)
+        usage = torch.where(replaced[:,:,None], usage.new_tensor((0., -1., 1.)), usage)
+    maps = (blend(old, new, a) for old,new in zip(memory[:3], template))
+    return Memory(*maps, torch.where(replaced, t, memory.frames), memory.seen+1, usage)
 
 # %% ../../nbs/lessons/06_memory.update.ipynb #626f87e4
 def update_usage(

@@ -93,10 +93,7 @@ class PredictionConfig:
             raise StremnError(f"widths, strides: expected 1 or more, found {self.widths}, {self.strides}")
         if self.output not in self.outputs:
             raise StremnError(f"output: expected one of {', '.join(self.outputs)}, found {self.output!r}")
-        for name in ("memory_channels", "query_channels"):
-            found = getattr(self.bank, name)
-            if found!=self.widths[-1]:
-                raise StremnError(f"bank.{name}: expected {self.widths[-1]}, the last of widths, found {found}")
+        self.bank.check_width(self.widths[-1])
 
     @property
     def multiple(self)->int: # Pixels of the frame for one of the feature map
@@ -142,7 +139,8 @@ def frame_from_output(
     raw = at_least_float32(raw)
     if output=="sigmoid": return raw.sigmoid()
     if output=="clamp": return raw.clamp(0, 1)
-    drawn,gate = raw[:,:-1].sigmoid(),(raw[:,-1:]-3).sigmoid()                   # an untrained gate is nearly shut
+    drawn = raw[:,:-1].sigmoid()
+    gate = (raw[:,-1:]-3).sigmoid()                                              # an untrained gate is nearly shut
     return (last+gate*(drawn-last)).clamp(0, 1)                                  # the clamp only undoes rounding
 
 # %% ../../nbs/lessons/13_models.prediction.ipynb #bc435cab
@@ -278,7 +276,8 @@ class PredictionModel(nn.Module):
         policy:UpdatePolicy|None=None, # How to forget; None: the bank's own
     )->tuple[Tensor,Memory|None]: # (V,C,H,W) frame t+1; the memory after the step
         "Read, then insert."
-        features,last = self.encoder(stack),stack[:,-self.config.channels:]
+        features = self.encoder(stack)
+        last = stack[:,-self.config.channels:]
         frame = self.predict_next(memory, features, last)
         return frame,self.memorize(memory, features, last, t, generator, policy)
 

@@ -67,12 +67,14 @@ def segment_video(
 
     Args:
         segmenter: a fresh `VideoSegmenter`, or one that is to go on from where it is.
-        source: yields `(name, frame, mask or None)`, as `VideoFolder` and `VideoFile` do; its masks are not used.
-        mask: `(H,W)` object ids of the first frame, or `{name: (H,W)}` for frames of any name; frames before the first
-            mask are background.
+        source: yields `(name, frame, mask or None)`, as `VideoFolder` and `VideoFile` do; its masks
+            are not used.
+        mask: `(H,W)` object ids of the first frame, or `{name: (H,W)}` for frames of any name;
+            frames before the first mask are background.
         out: folder to make, "masks" by default: `<name>.png` for every frame, and `overlay.mp4`.
         fps: of the overlay; None: the source's own, or 24.
-        video, overwrite, progress: write the overlay (True); replace an earlier result (False); show a bar (True).
+        video, overwrite, progress: write the overlay (True); replace an earlier result (False);
+            show a bar (True).
 
     Returns:
         The folder, the number of frames, the objects and the memory at the end.
@@ -115,7 +117,8 @@ def given_masks(
     if first is None or not (first>0).any():
         where = video.mask_files.get(video.names[0], video.path)
         found = "none" if first is None else "only background"
-        raise StremnError(f"{where}: expected a mask with at least one object for the first frame, found {found}")
+        raise StremnError(f"{where}: expected a mask with at least one object for the first frame, "
+                          f"found {found}")
     return {video.names[0]:first}
 
 def segment_dataset(
@@ -133,7 +136,8 @@ def segment_dataset(
         progress: show a bar for each video (True).
 
     Returns:
-        What was segmented now, by name of the video; videos that have a folder already are left as they are.
+        What was segmented now, by name of the video; videos that have a folder already are left as
+        they are.
 
     Raises:
         StremnError: when `out` is a file, or a video gives no object.
@@ -148,7 +152,8 @@ def segment_dataset(
     for name in videos.names:
         if (out/name).is_dir(): continue
         video = videos[name]
-        done[name] = segment_video(make(), video, given_masks(video), out/name, video=False, progress=progress)
+        done[name] = segment_video(make(), video, given_masks(video), out/name,
+                                   video=False, progress=progress)
     return done
 
 # %% ../../nbs/library/62_vos.files.ipynb #28b50f53
@@ -166,11 +171,13 @@ def _png(
     labels = read_mask(mask.path)
     if tuple(labels.shape)!=tuple(mask.size):
         expected,found = (f"{w}x{h}" for h,w in (mask.size, labels.shape))
-        raise StremnError(f"{mask.path}: expected a mask of {expected} (width x height) as its frame, found {found}")
+        raise StremnError(f"{mask.path}: expected a mask of {expected} (width x height) as its frame, "
+                          f"found {found}")
     odd = sorted(set(labels.unique().tolist())-mask.ids-{0})
     if odd:
         allowed = ", ".join(map(str, sorted(mask.ids))) or "none"
-        raise StremnError(f"{mask.path}: expected no objects but {allowed} here, found {', '.join(map(str, odd))}")
+        found = ", ".join(map(str, odd))
+        raise StremnError(f"{mask.path}: expected no objects but {allowed} here, found {found}")
     image = Image.fromarray(labels.numpy().astype(np.uint8))
     image.putpalette(PALETTE.ravel().tolist())
     out = BytesIO()
@@ -182,7 +189,9 @@ def write_zip(
     out:Path|str,                # Ends in .zip; replaced if it is there
     masks:Iterable[ArchiveMask], # What goes into it, in order
 )->Path:                         # The archive
-    """Pack masks; the archive appears under its name only when it is complete, and equal masks give equal bytes.
+    """Pack masks into an archive, which appears under its name only when it is complete.
+
+    Equal masks give equal bytes.
 
     Args:
         out: name ending in .zip; folders are made, an older archive is replaced.
@@ -195,16 +204,18 @@ def write_zip(
         StremnError: when a mask is missing, has another size, or shows an object it may not.
 
     Example:
-        >>> mask = ArchiveMask("dog/00000.png", Path("masks/dog/00000.png"), (480, 854), frozenset({1}))
+        >>> file = Path("masks/dog/00000.png")
+        >>> mask = ArchiveMask("dog/00000.png", file, (480, 854), frozenset({1}))
         >>> write_zip("test-dev.zip", [mask])
         PosixPath('test-dev.zip')
     """
     out = Path(out)
     if out.suffix!=".zip":
-        raise StremnError(f"{out}: expected a name ending in .zip, found {out.suffix or 'no ending'}")
+        found = out.suffix or "no ending"
+        raise StremnError(f"{out}: expected a name ending in .zip, found {found}")
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(out) as hidden, zipfile.ZipFile(hidden, "w", zipfile.ZIP_STORED) as archive:
-        for mask in masks: archive.writestr(zipfile.ZipInfo(mask.name), _png(mask))   # dated 1980, always
+        for mask in masks: archive.writestr(zipfile.ZipInfo(mask.name), _png(mask))   # always dated 1980
         if not archive.namelist(): raise StremnError(f"{out}: expected masks to pack, found none")
     return out
 
@@ -215,9 +226,12 @@ def _masks_of(
 )->dict[str,Path]:        # Name -> file
     "The files of one video, none missing."
     if not pred_dir.is_dir():
-        raise StremnError(f"{pred_dir}: expected a folder with the masks of {pred_dir.name}, found none")
+        raise StremnError(f"{pred_dir}: expected a folder with the masks of {pred_dir.name}, "
+                          "found none")
     lost = [f for f in frames if not (pred_dir/f"{f}.png").is_file()]
-    if lost: raise StremnError(f"{pred_dir}: expected {len(frames)} masks, found none for {', '.join(lost[:3])}")
+    if lost:
+        missing = ", ".join(lost[:3])
+        raise StremnError(f"{pred_dir}: expected {len(frames)} masks, found none for {missing}")
     return {f:pred_dir/f"{f}.png" for f in frames}
 
 def _check_complete(
@@ -227,7 +241,8 @@ def _check_complete(
 )->None:
     "Refuse a split of which videos are missing."
     if data.missing:
-        raise StremnError(f"{pred_dir}: expected all of the split's {what}, absent: {', '.join(data.missing[:3])}")
+        absent = ", ".join(data.missing[:3])
+        raise StremnError(f"{pred_dir}: expected all of the split's {what}, absent: {absent}")
 
 def davis_masks(
     pred_dir:Path|str, # <pred_dir>/<sequence>/<frame>.png
@@ -245,12 +260,13 @@ def youtube_masks(
     pred_dir:Path|str, # <pred_dir>/<video>/<frame>.png; further frames are left out
     data:YouTubeVOS,   # Split to hand in, with or without all frames
 )->Iterator[ArchiveMask]:
-    "What the YouTube-VOS server wants: the frames asked for, and in each the objects that have come in."
+    "What the YouTube-VOS server wants: the frames asked for, with the objects that have entered."
     _check_complete(pred_dir, data, "videos")
     for video in data:
         for frame,file in _masks_of(Path(pred_dir)/video.name, video.asked).items():
             here = video.asked.index(frame)
-            ids = frozenset(i for i,note in video.notes.items() if video.asked.index(note.frames[0])<=here)
+            ids = frozenset(i for i,note in video.notes.items()
+                            if video.asked.index(note.frames[0])<=here)
             yield ArchiveMask(f"Annotations/{video.name}/{frame}.png", file, video.size, ids)
 
 # %% ../../nbs/library/62_vos.files.ipynb #38744af5

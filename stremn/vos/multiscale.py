@@ -34,7 +34,8 @@ def make_views(
     """All views at some scales.
 
     Args:
-        scales: factors on the size of single-scale testing, positive and different from each other; (1,) by default.
+        scales: factors on the size of single-scale testing, positive and different from each other;
+            (1,) by default.
         flip: add the mirror image of each.
 
     Returns:
@@ -92,7 +93,7 @@ def average(
     views:Sequence[TestView], # The views
     size:tuple[int,int],      # (H,W) of the frame
 )->Tensor:                    # (O+1,H,W); of a single view (O+1,h,w), not resized
-    "Mean probability over the views, which does not depend on the order of an original and its mirror image."
+    "Mean probability over the views; an original and its mirror image may change places."
     if len(probs)==1: return flipped(probs[0], views[0].flip)
     scales:dict[float,Tensor] = {}
     for prob,view in zip(probs, views):
@@ -133,7 +134,8 @@ def connected_components(
     roots = [root(r) for r in range(len(rows))]
     number = {r:n for n,r in enumerate(sorted(set(roots)), 1)}
     out = torch.zeros(mask.shape, dtype=torch.long)
-    for r,y,x0,x1 in zip(roots, rows.tolist(), starts.tolist(), ends.tolist()): out[y,x0:x1] = number[r]
+    for r,y,x0,x1 in zip(roots, rows.tolist(), starts.tolist(), ends.tolist()):
+        out[y,x0:x1] = number[r]
     return out
 
 # %% ../../nbs/library/61_vos.multiscale.ipynb #0fb95db8
@@ -148,13 +150,13 @@ def remove_distant_components(
     Args:
         labels: `(H,W)` int64 on the CPU, predicted object ids.
         previous: `(H,W)` int64 on the CPU, the ids in the frame before.
-        distance: largest distance that is not far, in rows and in columns; below 1 a share of the frame's diagonal,
-            from 1 on a number of pixels.
+        distance: largest distance that is not far, in rows and in columns; below 1 a share of the
+            frame's diagonal, from 1 on a number of pixels.
         keep: ids that are left alone, such as those whose mask was given; none by default.
 
     Returns:
-        `(H,W)` int64, 0 where a component was removed. An object that was nowhere, or whose components are all far
-        away, keeps everything.
+        `(H,W)` int64, 0 where a component was removed. An object that was nowhere, or whose
+        components are all far away, keeps everything.
 
     Example:
         >>> labels,previous = torch.tensor([[1, 0, 0, 0, 1]]), torch.tensor([[1, 1, 0, 0, 0]])
@@ -181,9 +183,10 @@ class TestTimeConfig:
 
     Args:
         views: the views that are averaged, see `make_views`; one view of scale 1 by default.
-        max_distance: components farther than this from the object's last place are removed: a share of the frame's
-            diagonal, or pixels from 1 on; None removes nothing.
-        hard: memorize the arg max (True) or probabilities (False); None: the arg max with two views or more.
+        max_distance: components farther than this from the object's last place are removed: a share
+            of the frame's diagonal, or pixels from 1 on; None removes nothing.
+        hard: memorize the arg max (True) or probabilities (False); None: the arg max with two views
+            or more.
         longest: limit of the longer side in pixels, before scaling; CFBI has 800. None: no limit.
 
     Raises:

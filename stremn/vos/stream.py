@@ -68,7 +68,8 @@ def check_labels(
     size = tuple(frame.shape[-2:])
     if state.size not in (None, size):
         before,now = (f"{h} x {w}" for h,w in (state.size, size))
-        raise StremnError(f"frame {state.t}: expected {before} (height x width) as before, found {now}")
+        raise StremnError(f"frame {state.t}: expected {before} (height x width) as before, "
+                          f"found {now}")
     labels = None if mask is None else as_labels(mask, size)
     if state.t==0 and (labels is None or not (labels>0).any()):
         found = "no mask" if labels is None else "an empty one"
@@ -116,7 +117,9 @@ def label_map(
 
 # %% ../../nbs/library/60_vos.stream.ipynb #be1e3519
 class MemoryReport(NamedTuple):
-    """What the memory holds for one set of objects, and what happened to the last frame; `why` says it in words.
+    """What the memory holds for one set of objects, and what happened to the last frame.
+
+    `why` says it in words.
 
     Example:
         >>> segmenter.memory[0].frames
@@ -159,7 +162,8 @@ def describe_change(
     slot = after.index(t) if t in after else None
     evicted = next((f for f in before if f not in after), None)
     moved = None
-    if evicted is not None and slot is not None and before.index(evicted)!=slot: moved = before[slot]
+    if evicted is not None and slot is not None and before.index(evicted)!=slot:
+        moved = before[slot]
     numbers = None if scores is None else tuple(scores.tolist())
     return MemoryReport(objects, tuple(after), t, slot, evicted, moved, numbers)
 
@@ -188,17 +192,17 @@ def report_decision(
 def equal_widths_pay(
     model:VOSModel, # Network
 )->bool:
-    "Is the read with keys and values of one width the faster one (`memory.read`)? On a CPU, with narrow values."
+    "Is the read with keys and values of one width the faster one (`memory.read`)?"
     config = model.config.bank
     on_cpu = next(model.parameters()).device.type=="cpu"
-    return on_cpu and config.value_channels<=2*config.key_channels
+    return on_cpu and config.value_channels<=2*config.key_channels           # on a CPU, with narrow values
 
 def segment_views(
     model:VOSModel,            # Network
     memories:Sequence[Memories], # One for each view
     frame:Tensor,              # (3,H,W) float32 in [0,1], where the network is
-    test_time:TestTimeConfig=TestTimeConfig(), # The views
-)->tuple[Tensor|None,list[EncodedFrame]]: # Mean probability, see `average`, None at the start; a frame for each view
+    test_time:TestTimeConfig,  # The views
+)->tuple[Tensor|None,list[EncodedFrame]]: # Mean probability (see `average`), None at the start; each view, encoded
     "Segment every view of a frame with the memory of that view, and average."
     side = model.config.test_side
     dtype = next(model.parameters()).dtype
@@ -230,7 +234,8 @@ def merge_answer(
     "Labels of the prediction and the given masks together."
     labels = label_map(prob, state.objects, given.labels, given.ids, size, device)
     if max_distance is None or state.previous is None: return Answer(prob, labels, None)
-    clean = remove_distant_components(labels.cpu(), state.previous, max_distance, given.ids).to(device)
+    clean = remove_distant_components(labels.cpu(), state.previous, max_distance, given.ids)
+    clean = clean.to(device)
     return Answer(prob, clean, torch.where(clean!=labels, labels, 0))
 
 def soft_planes(
@@ -254,7 +259,8 @@ def view_masks(
     "The masks that a view memorizes with a frame."
     if hard or answer.prob is None: return soft_planes(answer.labels, given.objects, size, flip)
     soft = flipped(answer.prob[1:], flip)
-    if soft.shape[-2:]!=size: soft = F.interpolate(soft[None], size, mode="bilinear", antialias=True)[0]
+    if soft.shape[-2:]!=size:
+        soft = F.interpolate(soft[None], size, mode="bilinear", antialias=True)[0]
     if answer.removed is not None and answer.removed.any():
         soft = soft*(1-soft_planes(answer.removed, state.objects, size, flip))
     if not given.ids: return soft
@@ -303,8 +309,10 @@ def step_stream(
     masks = []
     for view in test_time.views:
         small = view_size(size, view.scale, model.config.test_side, test_time.longest)
-        masks.append(view_masks(answer, state, given, small, view.flip, test_time.feeds_back_labels))
-    memories,reports = memorize_views(model, policy, state, given.groups, encoded, masks, generators)
+        hard = test_time.feeds_back_labels
+        masks.append(view_masks(answer, state, given, small, view.flip, hard))
+    memories,reports = memorize_views(model, policy, state, given.groups, encoded, masks,
+                                      generators)
     return answer,after._replace(memories=memories, groups=given.groups, reports=reports)
 
 # %% ../../nbs/library/60_vos.stream.ipynb #dc0011a7
@@ -343,9 +351,11 @@ def drop_object(
     memories = tuple(
         tuple(Memory(*(x[keep] if torch.is_tensor(x) else x for x in memory))
               for memory,keep in zip(view, rows) if keep) for view in state.memories)
-    reports = (h._replace(objects=tuple(i for i in h.objects if i!=object_id)) for h in state.reports)
-    reports = tuple(h for h in reports if h.objects)
-    return state._replace(groups=groups, memories=memories, reports=reports)
+    reports = []
+    for report in state.reports:
+        others = tuple(i for i in report.objects if i!=object_id)
+        if others: reports.append(report._replace(objects=others))
+    return state._replace(groups=groups, memories=memories, reports=tuple(reports))
 
 def streaming_policy(
     own:UpdatePolicy,      # The network's
@@ -356,7 +366,8 @@ def streaming_policy(
     if not isinstance(policy, UpdatePolicy): policy = own.but(policy)
     policy = policy.but(slots=slots)
     if policy.slots==0:
-        raise StremnError(f"slots: expected a whole number from {max(1, policy.pinned)} on or math.inf, found 0")
+        least = max(1, policy.pinned)
+        raise StremnError(f"slots: expected a whole number from {least} on or math.inf, found 0")
     return replace(policy, noise="never") if policy.noise=="train" else policy
 
 def background(
@@ -372,18 +383,23 @@ class VideoSegmenter:
     """Follow objects through a stream of frames: `step` takes one frame, `track` a whole video.
 
     Args:
-        model: a network, or what `stremn.load` accepts: a name such as "vos-small" (the default) or a file.
-        policy: how to forget: a name in `RULES`, a `Rule`, a function, or a whole `UpdatePolicy`; None: as the network
-            was trained.
-        slots: K, from 1 on; `math.inf` never forgets and grows with the video; None: as the policy or the network says.
-        device: "cpu", "cuda", or "auto": a GPU if there is one, but a network that is handed over stays where it is.
+        model: a network, or what `stremn.load` accepts: a name such as "vos-small" (the default) or
+            a file.
+        policy: how to forget: a name in `RULES`, a `Rule`, a function, or a whole `UpdatePolicy`;
+            None: as the network was trained.
+        slots: K, from 1 on; `math.inf` never forgets and grows with the video; None: as the policy
+            or the network says.
+        device: "cpu", "cuda", or "auto": a GPU if there is one, but a network that is handed over
+            stays where it is.
         seed: of rules that draw at random.
-        test_time: several views of each frame and the like (`stremn.vos.multiscale`); None: one view.
+        test_time: several views of each frame and the like (`stremn.vos.multiscale`); None: one
+            view.
 
     Attributes:
         policy: the `UpdatePolicy` in use; the noise of training is off.
         objects: ids of the objects being followed, in the order in which they entered.
-        memory: a `MemoryReport` for each set of objects that share a memory; empty before the first frame.
+        memory: a `MemoryReport` for each set of objects that share a memory; empty before the first
+            frame.
 
     Raises:
         StremnError: for options that cannot be meant.
@@ -422,22 +438,28 @@ class VideoSegmenter:
         return_prob:bool=False, # Return probabilities instead of labels
         end:bool=False,         # The last frame: segment it, but do not memorize it
     )->Tensor:                  # (H,W) int64 ids, or (O+1,H,W) float32, on the CPU
-        """Segment a frame with what is remembered, then memorize it. An error leaves everything as it was.
+        """Segment a frame with what is remembered, then memorize it.
+
+        An error leaves everything as it was.
 
         Args:
-            frame: a `(3,H,W)` tensor or an `(H,W,3)` array, uint8 or floating point in [0,1], or a PIL image; all
-                frames of a stream have one size.
-            mask: `(H,W)` whole numbers, the object ids known at this frame; 0 and -1 say nothing. Needed at the start,
-                allowed at any frame: new ids are followed from here on, known ones are corrected.
+            frame: a `(3,H,W)` tensor or an `(H,W,3)` array, uint8 or floating point in [0,1], or a
+                PIL image; all frames of a stream have one size.
+            mask: `(H,W)` whole numbers, the object ids known at this frame; 0 and -1 say nothing.
+                Needed at the start, allowed at any frame: new ids are followed from here on, known
+                ones are corrected.
             return_prob: return probabilities, not labels; their arg max is the label map.
-            end: do not memorize the frame; objects that would enter with it are in the answer, but are not followed.
+            end: do not memorize the frame; objects that would enter with it are in the answer, but
+                are not followed.
 
         Returns:
-            `(H,W)` int64 object ids on the CPU, 0 background; with `return_prob` `(O+1,H,W)` float32, for
-            background and `segmenter.objects` in this order (with `end`, objects new at this frame come last).
+            `(H,W)` int64 object ids on the CPU, 0 background; with `return_prob` `(O+1,H,W)`
+            float32, for background and `segmenter.objects` in this order (with `end`, objects new
+            at this frame come last).
 
         Raises:
-            StremnError: when frame or mask is not of the kind or size expected, or when the first frame has no mask.
+            StremnError: when frame or mask is not of the kind or size expected, or when the first
+                frame has no mask.
 
         Example:
             >>> labels = segmenter.step(frame, mask)
@@ -462,18 +484,20 @@ class VideoSegmenter:
         """Segment frame after frame, lazily; goes on from where the stream is.
 
         Args:
-            frames: any iterable of frames, or of `(name, frame, ...)` as `VideoFolder` and `VideoFile` yield; one
-                frame is in memory at a time.
-            masks: `{index: (H,W) ids}`, counted from the first of these frames, or `{name: ...}` where frames have
-                names; or one `(H,W)` for frame 0. None: none are given, which a fresh stream refuses.
+            frames: any iterable of frames, or of `(name, frame, ...)` as `VideoFolder` and
+                `VideoFile` yield; one frame is in memory at a time.
+            masks: `{index: (H,W) ids}`, counted from the first of these frames, or `{name: ...}`
+                where frames have names; or one `(H,W)` for frame 0. None: none are given, which a
+                fresh stream refuses.
             return_prob: yield probabilities, as `step` returns them.
 
         Returns:
-            A generator of `(H,W)` int64 label maps on the CPU. Frames before the first mask are background; they are
-            not memorized and do not count as frames of the stream.
+            A generator of `(H,W)` int64 label maps on the CPU. Frames before the first mask are
+            background; they are not memorized and do not count as frames of the stream.
 
         Raises:
-            StremnError: as `step` does, and at the end when a frame that `masks` names has not come.
+            StremnError: as `step` does, and at the end when a frame that `masks` names has not
+                come.
 
         Example:
             >>> for labels in segmenter.track(VideoFile("clip.mp4"), {0: mask}):
@@ -481,7 +505,8 @@ class VideoSegmenter:
         """
         if masks is None: masks = {}
         known = dict(masks) if isinstance(masks, Mapping) else {0:masks}
-        if not known and self.state.t==0: raise StremnError("masks: expected one to start from, found none")
+        if not known and self.state.t==0:
+            raise StremnError("masks: expected one to start from, found none")
         for t,item in enumerate(frames):
             name,frame = item[:2] if isinstance(item, tuple) else (t, item)
             mask = known.pop(name if name in known else t, None)
@@ -496,7 +521,8 @@ class VideoSegmenter:
     )->None:
         "Stop following an object, in every view; the memory of the others stays as it is."
         if object_id not in self.objects:
-            raise StremnError(f"object {object_id}: expected one of {self.objects}, found none of that id")
+            raise StremnError(f"object {object_id}: expected one of {self.objects}, "
+                              "found none of that id")
         self.state = drop_object(self.state, object_id)
 
     @property
@@ -506,7 +532,7 @@ class VideoSegmenter:
 
     @property
     def objects(self)->list[int]: # In the order in which they entered
-        "Ids of the objects being followed; empty once all are removed, and then every frame is background."
+        "Ids of the objects being followed; once all are removed, every frame is background."
         return self.state.objects
 
     @property
