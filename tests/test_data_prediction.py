@@ -318,17 +318,17 @@ def test_broken_files_of_digits_are_refused(tmp_path):
 # ---------------------------------------------------------------- folders, inventory, tasks
 def test_any_folder_is_split_by_position_or_by_train_and_test(tmp_path):
     for i in range(6):
-        write_mp4(tmp_path / f"video{i}.mp4", 22)
+        write_mp4(tmp_path / f"clip{i}.mp4", 22)
     for t in range(25):
         (tmp_path / "shots").mkdir(exist_ok=True)
         Image.new("RGB", (32, 24), (9 * t, 0, 0)).save(tmp_path / "shots" / f"{t}.png")
     (tmp_path / "notes.txt").write_text("not a video")
     assert [(f.name, f.group) for f in folder_videos(tmp_path)] == [
-        ("video0", 2), ("video1", 0), ("video2", 0), ("video3", 0), ("video4", 1), ("video5", 0), ("shots", 0)]
+        ("clip0", 2), ("clip1", 0), ("clip2", 0), ("clip3", 0), ("clip4", 1), ("clip5", 0), ("shots", 0)]
     videos, names = training_entries(tmp_path, "folder")
     assert names[-1] == "shots@1" and videos[-1][:, 0, 9, 9].tolist() == [9 * t for t in range(25)]   # natural order
     x, names = windows_to_test(tmp_path, "folder")
-    assert names == ["video4@1"] and x.shape == (1, 20, 3, 64, 64)
+    assert names == ["clip4@1"] and x.shape == (1, 20, 3, 64, 64)
     for part in ("train", "test"):
         write_mp4(tmp_path / part / "a.mp4", 20)
     assert [(f.name, f.group) for f in folder_videos(tmp_path)] == [("train/a", 2), ("test/a", 1)]
