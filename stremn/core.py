@@ -173,7 +173,8 @@ def _cpu_quota()->float: # Cores
     group = Path("/sys/fs/cgroup")
     try: quota,period = (group/"cpu.max").read_text().split()
     except (OSError, ValueError):
-        try: quota,period = ((group/"cpu"/f"cpu.cfs_{x}_us").read_text() for x in ("quota", "period"))
+        cpu = group/"cpu"
+        try: quota,period = ((cpu/f"cpu.cfs_{x}_us").read_text() for x in ("quota", "period"))
         except OSError: return math.inf
     return int(quota)/int(period) if quota.strip().isdigit() else math.inf
 

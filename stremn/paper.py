@@ -314,13 +314,14 @@ class Cited(NamedTuple):
     psnr:str|None   # dB
     ssim:str|None
     lpips:str|None  # AlexNet
-    habits:str      # Whose metrics: a convention of `metrics.frames`, or "own"
+    convention:str  # Whose metrics: a convention of `metrics.frames`, or "own"
     source:str      # Who printed them
 
-def _cited(habits, source, block):
+def _cited(convention, source, block):
     "Lines `system | data | mse | mae | psnr | ssim | lpips`."
     lines = [[c.strip() for c in line.split("|")] for line in block.strip().splitlines()]
-    return tuple(Cited(*(None if c=="-" else c for c in line), habits, source) for line in lines)
+    return tuple(Cited(*(None if c=="-" else c for c in line), convention, source)
+                 for line in lines)
 
 T5_PEERS:tuple[Cited,...] = (
     *_cited("mim", "Le Guen and Thome 2020, as listed by Papers with Code",
@@ -511,9 +512,9 @@ _SEGMENTATION_NOTES = ( # Networks, training and testing for segmentation
         ours="take CFBI's four scales, each with and without a horizontal flip, let scale 1 be "
              "the size of single-scale testing, give each of the eight test views its own memory "
              "and average their probabilities.",
-        switch="`TestTimeConfig(views=, longest=)`, with `make_views(scales=, flip=)`; `multi_scale` "
-               "fills in the eight views, `TestTimeConfig(longest=800)` is CFBI's starting size "
-               "(`vos.multiscale`)."),
+        switch="`TestTimeConfig(views=, longest=)`, with `make_views(scales=, flip=)`; "
+               "`multi_scale` fills in the eight views, `TestTimeConfig(longest=800)` is CFBI's "
+               "starting size (`vos.multiscale`)."),
     ReadingNote("multi-scale-feedback", "Sec. 4.1.3",
         says="nothing on what the memories get to see once several test views have become one "
              "answer.",

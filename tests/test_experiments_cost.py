@@ -1,11 +1,9 @@
-"What a frame costs: formulas against torch's counter, bytes against tensors and the system, records against now."
-import math
+"What a frame costs: formulas against torch's counter, bytes against tensors and the system."
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,23 +12,19 @@ from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from stremn.experiments.benchmark import COSTS,QUICK,CostEval,bench,claims,draw_costs,measure_costs,measured_crossing,needed_bytes,network_work,passes_one,series,sizes_in,speedups
-from stremn.experiments.cost import METHODS,Sizes,affinity_bytes,count_bytes,count_flops,crossing,filled,held_bytes,linear_slots,printed_flops,read_bytes,reencoding_step,similarity_bytes,sizes_of,step_flops,steps,total_crossing,with_linear_memory
-from stremn.train.profile import peak_bytes,take_turns,threads
-from stremn.results import Record
-from stremn.core import StremnError, make_generator
+from stremn.core import make_generator
+from stremn.experiments.cost import (Sizes, affinity_bytes, count_bytes, count_flops, crossing, filled, held_bytes,
+                                     linear_slots, printed_flops, read_bytes, reencoding_step, similarity_bytes,
+                                     sizes_of, step_flops, steps, total_crossing, with_linear_memory)
 from stremn.memory.bank import BankConfig, MemoryBank
 from stremn.memory.read import affinity
 from stremn.memory.similarity import best_match_similarity
 from stremn.models.hub import load
-from stremn.models.vos_baselines import STMBank, linear_bank
-from stremn.models.vos import VOSModel
-from stremn.models.presets import paper_vos
-from stremn.results import load_records
+from stremn.models.vos_baselines import STMBank
+from stremn.train.profile import peak_bytes, take_turns, threads
+from refusals import refused
 
-STORED = Path(__file__).resolve().parent.parent / "nbs" / "results" / "records" / "complexity"
 SMALL = BankConfig(memory_channels=6, query_channels=7, key_channels=4, value_channels=5, update_channels=3, slots=4)
-RECORDS = {r.name: r for r in load_records(STORED)} if STORED.is_dir() else {}
 
 
 # ---- operations ----------------------------------------------------------------------------------------------------
@@ -73,33 +67,15 @@ def test_formulas_equal_the_counter(data):
 @pytest.mark.parametrize("method", ["stm", "ours", "rule"])
 def test_formulas_hold_while_the_memory_fills(method):
     bank = MemoryBank(SMALL).eval()
-    b = linear_bank(bank) if method == "stm" else bank
-    b.policy = "oldest" if method == "rule" else "learned"
+    b = STMBank.from_bank(bank) if method == "stm" else bank
+    policy = bank.policy.but("oldest" if method == "rule" else "learned")
     s, memory, x, q = sizes_of(SMALL, 12), None, torch.randn(1, 6, 3, 4), torch.randn(1, 7, 3, 4)
     for t in range(12):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             if memory is not None:
                 b.read(memory, q)
-            memory = b.write(memory, b.template(x), t)
+            memory = b.write(memory, b.template(x), t, policy=policy)
         assert t == 0 or counter.get_total_flops() == step_flops(s, method, t), t
-
-
-def test_the_whole_network_is_network_plus_memory():
-    model = load("vos-tiny").eval()
-    model.bank.slots = 5
-    work, grid = network_work(model, (50, 70), 2)
-    s = sizes_of(replace(model.bank.config, slots=5), grid[0] * grid[1], 2)
-    for net, method in ((model, "ours"), (with_linear_memory(model), "stm")):
-        n = linear_slots(31) if method == "stm" else 5
-        memory = filled(net.bank, list(range(31 - n, 31)), grid, 2, method != "stm")
-        whole = count_flops(lambda net=net, m=memory: net.step((m,), torch.rand(1, 3, 50, 70), 31))
-        assert whole == count_flops(work) + step_flops(s, method, 31)
-
-
-def test_the_papers_network_has_the_sizes_assumed():
-    with torch.device("meta"):
-        model = VOSModel(paper_vos())
-    assert sizes_of(model.bank.config, 30 * 54) == Sizes() and model.stride == 16
 
 
 def test_printed_terms_by_hand():
@@ -142,12 +118,12 @@ def test_linear_memory_holds_what_stm_holds(gamma, shared):
             assert memory.updates.numel() == 0
 
 
-def test_linear_bank_shares_weights_and_leaves_the_original_alone():
+def test_the_linear_memory_shares_weights_and_leaves_the_original_alone():
     model = load("vos-tiny").eval()
     other = with_linear_memory(model, 3)
     assert type(model.bank) is MemoryBank and type(other.bank) is STMBank and other.bank.gamma == 3
     assert all(a is b for a, b in zip(model.parameters(), other.parameters()))
-    assert other.bank.apply(lambda m: None) is other.bank
+    assert other.bank.apply(lambda m: None) is other.bank           # what `nn.Module.apply` returns
 
 
 def test_reencoding_gives_the_answer_of_stored_projections():
@@ -182,16 +158,6 @@ def test_similarity_peaks_at_its_largest_tensor():
     assert similarity_bytes(s) <= peak_bytes(lambda: best_match_similarity(new, slots)) <= 1.2 * similarity_bytes(s)
 
 
-@pytest.mark.parametrize("config", [SMALL, replace(SMALL, shared_keys=True, similarity="l2")])
-@pytest.mark.parametrize("T", [20, 120])
-def test_read_bytes_lead_the_peak(config, T):
-    s = sizes_of(config, 400)
-    for method, (work, held) in steps(MemoryBank(config).eval(), (20, 20), T).items():
-        if method != "reencode":
-            needed = needed_bytes(s, method, T)
-            assert .9 < needed / (held + peak_bytes(work)) < 1.05
-
-
 def test_peak_of_known_allocations():
     def f():
         a = torch.ones(250_000)
@@ -207,8 +173,9 @@ def test_peak_of_known_allocations():
 def test_peak_agrees_with_the_operating_system():
     code = """
 import torch
-from stremn.complexity import *
+from stremn.experiments.cost import steps
 from stremn.memory.bank import MemoryBank
+from stremn.train.profile import peak_bytes, threads
 def kept(word): return next(int(x.split()[1])*1024 for x in open("/proc/self/status") if x.startswith(word))
 with threads(1):
     bank = MemoryBank(key_channels=32, value_channels=64, memory_channels=16, query_channels=16, slots=6).eval()
@@ -236,110 +203,19 @@ def test_turns_and_threads():
     assert torch.get_num_threads() == before
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.floats(.1, 10), min_size=1, max_size=8))
-def test_passes_one(ratios):
-    T = [10 * (i + 1) for i in range(len(ratios))]
-    t = passes_one(T, ratios)
-    if max(ratios) <= 1:
-        assert t == math.inf
-    else:
-        i = next(i for i, r in enumerate(ratios) if r > 1)
-        assert (t == T[0]) if i == 0 else T[i - 1] <= t <= T[i]
-
-
-def test_intervals_hold_the_truth():
-    inside = 0
-    for seed in range(40):
-        rng = np.random.default_rng(seed)
-        rounds = {f"{m}.seconds.{T}": {str(i): v * math.exp(.1 * rng.normal()) for i in range(9)}
-                  for T in (10, 30, 50, 70) for m, v in (("stm", T), ("ours", 40))}
-        r = Record("made", {k: float(np.median([*v.values()])) for k, v in rounds.items()}, {}, 0, 0., rounds)
-        x = measured_crossing(r, draws=300)
-        inside += x.lo <= 40 <= x.hi
-    assert inside >= 34
-
-
-@pytest.fixture(scope="module")
-def quick():
-    return replace(QUICK, size=(32, 32), frames=(10, 60), rounds=2, few=1)
-
-
-def test_a_record_says_everything_and_comes_again(quick, tmp_path):
-    a, b = measure_costs(quick, False), measure_costs(quick, False)
-    a.save(tmp_path)
-    assert Record.load(tmp_path / "tiny-cpu-s0.json") == a and sizes_in(a).pixels == 64
-    for key, value in a.metrics.items():
-        if "seconds" not in key and "load" not in key and "wall" not in key:
-            assert b.metrics[key] == value, key
-    assert {k.split(".")[0] for k in a.metrics} == {*METHODS, "rest", "load", "wall"}
-    assert len(a.clips["stm.seconds.60"]) == 2 and draw_costs(a).axes[0].get_xscale() == "log"
-
-
-def test_what_does_not_fit_is_left_out_and_said(quick):
-    s = Sizes()
-    assert needed_bytes(s, "stm", 2000) > COSTS["paper"].budget >= needed_bytes(s, "stm", 1000)
-    r = measure_costs(replace(quick, budget=900_000), False)
-    assert 60 not in series(r, "stm", "peak") and 60 in series(r, "ours", "peak")
-    text = speedups([r])
-    assert "budget 0.0009 GB" in text and "tiny-cuda" in text and "not run" in text
-
-
-def test_bench_quick(tmp_path):
-    report = bench(tmp_path / "out", quick=True, progress=False)
-    assert report.is_file() and (tmp_path / "out" / "tiny-cpu.png").stat().st_size > 5000
-    assert "From which frame on" in report.read_text() and len(load_records(tmp_path / "out" / "records")) == 1
-
-
-def test_verdicts_are_computed():
-    def rows(stm, ours):
-        rounds = {f"{m}.seconds.{T}": {"0": v(T)} for T in (10, 40, 100) for m, v in
-                  (("stm", stm), ("ours", ours), ("rule", ours), ("reencode", ours))}
-        numbers = {k: v["0"] for k, v in rounds.items()}
-        numbers |= {k.replace("seconds", "peak"): v for k, v in numbers.items()}
-        r = Record("made", numbers, CostEval(), 0, 0., rounds)
-        return [line for line in claims([r], ["made", "other"]).splitlines() if "seconds" in line or "other" in line]
-
-    early, late, never = (rows(lambda T: T, lambda T, c=c: c) for c in (20., 80., 1e9))
-    assert all("reproduced |" in x and "not" not in x for x in early[:-1]) and early[-1].endswith("not run |")
-    assert all("| 80 |" in x and x.endswith("not reproduced |") for x in late[:-1])
-    assert all("after 100" in x and x.endswith("not reproduced |") for x in never[:-1])
-
-
-@pytest.mark.parametrize("name", sorted(RECORDS))
-def test_stored_records_come_again(name):
-    record = RECORDS[name]
-    s, gamma = sizes_in(record), record.config["gamma"]
-    for m in METHODS:
-        assert all(v == step_flops(s, m, T, gamma) for T, v in series(record, m, "flops").items())
-        assert all(v == held_bytes(s, m, T, gamma) for T, v in series(record, m, "held").items())
-    if record.name == "tiny-cpu" and record.versions["torch"] == torch.__version__:
-        c = CostEval(**{k: tuple(v) if isinstance(v, list) else v for k, v in record.config.items()})
-        again = measure_costs(replace(c, frames=(10, 60), rounds=1, few=1), False)
-        for key, value in again.metrics.items():
-            if ".peak" in key or ".flops" in key:
-                assert record.metrics[key] == value, key
-
-
-def test_bad_input(tmp_path):
+def test_what_cannot_be_counted_is_refused():
     bank = MemoryBank(SMALL)
-    for wrong, words in [
-            (lambda: linear_slots(0), "T and gamma"),
-            (lambda: step_flops(Sizes(), "best", 3), "method: expected one of"),
-            (lambda: held_bytes(Sizes(), "best", 3), "method: expected one of"),
-            (lambda: printed_flops(Sizes(), "ours", 3), "stm or reencode"),
-            (lambda: sizes_of(replace(SMALL, slots=None), 9), "slots: expected a number"),
-            (lambda: sizes_of(replace(SMALL, top_k=3), 9), "top_k"),
-            (lambda: steps(bank, (2, 2), 3), "at least as many frames as slots"),
-            (lambda: steps(bank, (2, 2), 9, methods=["best"]), "method: expected one of"),
-            (lambda: STMBank(SMALL, 0), "gamma: expected 1 or more"),
-            (lambda: linear_bank(bank, 0), "gamma: expected 1 or more"),
-            (lambda: CostEval(frames=(3,)), "frames: expected one or more, each at least slots=6"),
-            (lambda: CostEval(rounds=0), "rounds"),
-            (lambda: bench(tmp_path, networks=["huge"]), "networks: expected some of tiny, paper, found huge"),
-            (lambda: bench(__file__, quick=True), "expected a folder to make, found a file")]:
-        with pytest.raises(StremnError, match=words):
-            wrong()
+    refused("T and gamma", linear_slots, 0)
+    refused("method: expected one of", step_flops, Sizes(), "best", 3)
+    refused("method: expected one of", held_bytes, Sizes(), "best", 3)
+    refused("stm or reencode", printed_flops, Sizes(), "ours", 3)
+    refused("slots: expected a number", sizes_of, replace(SMALL, slots=None), 9)
+    refused("top_k", sizes_of, replace(SMALL, top_k=3), 9)
+    refused("locality", sizes_of, replace(SMALL, locality=1.), 9)
+    refused("at least as many frames as slots", steps, bank, (2, 2), 3)
+    refused("method: expected one of", steps, bank, (2, 2), 9, methods=["best"])
+    refused("gamma: expected 1 or more", STMBank, SMALL, 0)
+    refused("gamma: expected 1 or more", STMBank.from_bank, bank, gamma=0)
 
 
 def test_read_bytes_count_the_mask_too():

@@ -388,7 +388,7 @@ class Report:
             out.writerow((v, i, len(s.frames), *(f"{x:.6f}" for x in (s.jf, s.j, s.f))))
         return text.getvalue()
 
-    def _repr_markdown_(self)->str:
+    def to_markdown(self)->str:
         "Means first, then one line per object."
         def cells(*values): return " | ".join(f"{x:.3f}" for x in values)
         m = self.metrics
@@ -398,6 +398,8 @@ class Report:
         for (v,i),s in self.objects.items():
             lines.append(f"| {v} | {i} | {len(s.frames)} | {cells(s.jf, s.j, s.f)} |")
         return "\n".join(lines)
+
+    _repr_markdown_ = to_markdown
 
 # %% ../../nbs/library/51_metrics.vos.ipynb #ba16f416
 def score_late(
@@ -445,7 +447,7 @@ class YouTubeReport(Report):
         groups = ["unseen" if key in self.unseen else "seen" for key in self.objects]
         return "\n".join([f"{head},group", *(f"{row},{g}" for row,g in zip(rows, groups))])+"\n"
 
-    def _repr_markdown_(self)->str:
+    def to_markdown(self)->str:
         "The four means and their mean; an object's own scores are in `to_csv`."
         m = self.metrics
         lines = ["| objects | number | J | F |", "|:--|--:|--:|--:|"]
@@ -456,3 +458,5 @@ class YouTubeReport(Report):
         overall = "| overall | | not defined: one group is empty | |"
         if "overall" in m: overall = f"| overall | {len(self.objects)} | {m['overall']:.3f} | |"
         return "\n".join([*lines, overall])
+
+    _repr_markdown_ = to_markdown

@@ -84,12 +84,14 @@ def save_weights(
     """
     path = Path(path)
     if path.suffix!=".safetensors":
-        raise StremnError(f"{path}: expected a name that ends in .safetensors, found {path.suffix!r}")
+        raise StremnError(f"{path}: expected a name that ends in .safetensors, "
+                          f"found {path.suffix!r}")
     _check_task(model.config, task)
-    about = {k:json.dumps(to_json(v), sort_keys=True) for k,v in (("config", model.config), ("card", card))}
+    config,card = (json.dumps(to_json(x), sort_keys=True) for x in (model.config, card))
+    about = {"task":task, "config":config, "card":card}
     tensors = {k:v.detach().cpu().contiguous() for k,v in model.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as part: part.write_bytes(save(tensors, {"task":task, **about}))
+    with atomic_write(path) as part: part.write_bytes(save(tensors, about))
     return path
 
 def _check_task(config:object, task:str)->None:
@@ -132,7 +134,8 @@ def header_field(
     try: return json.loads(about[name])
     except (KeyError, json.JSONDecodeError):
         found = about.get(name, "nothing")[:40]
-        raise StremnError(f"{path}: expected a {name} in JSON in the header, found {found}") from None
+        raise StremnError(f"{path}: expected a {name} in JSON in the header, "
+                          f"found {found}") from None
 
 # %% ../../nbs/library/46_models.hub.ipynb #da92e18b
 def load(
@@ -143,7 +146,7 @@ def load(
 
     Args:
         name: a name in `available()`, such as "vos-small", or a file that `save_weights` wrote.
-        device: "cpu", "cuda", "mps" or "auto".
+        device: "cpu", "cuda", "cuda:1" and so on, or "auto", a GPU if there is one.
 
     Returns:
         The network, in evaluation mode and float32 on that device. `.config` is how it is built,
@@ -167,7 +170,7 @@ def load(
     kind,network = TASKS[about["task"]]
     config = from_json(kind, header_field(about, "config", path), str(path))
     card = header_field(about, "card", path)
-    with torch.random.fork_rng(devices=[]): model = network(config) # its random start is overwritten
+    with torch.random.fork_rng(devices=[]): model = network(config) # to be overwritten
     try: model.load_state_dict({k:v.float() for k,v in tensors.items()})
     except RuntimeError as e:
         found = " ".join(str(e).split())[:200]

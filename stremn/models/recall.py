@@ -91,7 +91,7 @@ class RecallModel(PredictionModel):
         "Read, decode, paint. The frames come back by the same weights as the values."
         Dv = self.config.bank.value_channels
         read,cells,own = self.read_memory(memory, features).tensor_split((Dv, -Dv), 1)
-        recalled = last if memory is None else F.pixel_shuffle(cells, self.config.multiple)              # (V,C,H,W)
+        recalled = last if memory is None else F.pixel_shuffle(cells, self.config.multiple)     # (V,C,H,W)
         return paint(self.leave(self.decoder(torch.cat([read, own], 1))), last, recalled)
 
     def predict_next(self, memory:Memory|None, features:Tensor, last:Tensor)->Tensor: # (V,C,H,W) next frame

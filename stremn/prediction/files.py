@@ -28,9 +28,8 @@ from ..memory.bank import UpdatePolicy
 from ..memory.rules import Rule, Selector
 from ..metrics.frames import score_frames
 from ..models.hub import kind_of
-from ..models.prediction import PredictionModel
 from ..models.prediction_baselines import WeightlessPredictor
-from .stream import VideoPredictor, find_predictor, predict_clips
+from .stream import VideoPredictor, find_predictor, has_slots, predict_clips
 
 # %% ../../nbs/library/71_prediction.files.ipynb #f24c057f
 class InputSpec(NamedTuple):
@@ -268,7 +267,7 @@ def roll_out(
 )->tuple[Tensor,list[int]]: # (N,C,S,S) predicted, on the CPU; frames in memory after the last step, ascending
     "Watch, then predict."
     N,policy,slots = options.frames,options.policy,options.slots
-    if not isinstance(model, PredictionModel): return predict_clips(model, seen[None], N, policy, slots)[0],[]
+    if not has_slots(model): return predict_clips(model, seen[None], N, policy, slots)[0],[]
     predictor = VideoPredictor(model, policy, slots, options.seed)
     found = []
     bar = tqdm(total=len(seen)+N, disable=not options.progress, unit="frame", desc="predict", mininterval=.5)

@@ -32,6 +32,12 @@ def find_predictor(
     return BASELINES[model]() if model in WEIGHTLESS else load(model, device)
 
 # %% ../../nbs/library/70_prediction.stream.ipynb #418f08b2
+def has_slots(
+    model:nn.Module, # Any predicting network
+)->bool:
+    "Does it have a slot memory? A notebook may define such a class anew, so its type says nothing."
+    return hasattr(model, "bank") and hasattr(model, "rollout")
+
 def policy_in_use(
     model:PredictionModel,   # Network
     policy:str|Rule|Selector|UpdatePolicy|None, # How to forget; None: the network's own
@@ -96,7 +102,7 @@ class VideoPredictor:
         seed:int=0,                     # Of the rules that draw at random
     ):
         if not isinstance(model, nn.Module): model = find_predictor(model)
-        if not isinstance(model, PredictionModel):
+        if not has_slots(model):
             raise StremnError(f"model: expected a network with slots, found {type(model).__name__}")
         self.model = model
         self.policy = policy_in_use(model, policy, slots)
@@ -225,7 +231,7 @@ def predict_clips(
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     if device.type!="cpu": check_range(frames, wait=True)                    # on a CPU the network looks itself
     options = {}
-    if isinstance(model, PredictionModel): options["policy"] = policy_in_use(model, policy, slots)
+    if has_slots(model): options["policy"] = policy_in_use(model, policy, slots)
     elif policy is not None or slots is not None:
         raise StremnError(f"policy, slots: expected none for {type(model).__name__}, found {policy}, {slots}")
     out = []

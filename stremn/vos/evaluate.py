@@ -30,6 +30,7 @@ def read_labels(
         raise StremnError(f"{path}: expected a mask of {W}x{H} (width x height), found {w}x{h}")
     return labels
 
+# %% ../../nbs/library/64_vos.evaluate.ipynb #f1a0000b
 def read_pair(
     pred:Path,           # Folder with one predicted mask a frame, named as the true ones
     truth:Path,          # Folder with one true mask per annotated frame (png)
@@ -46,7 +47,7 @@ def read_pair(
     labels = torch.stack([read_labels(f, size) for f in files])
     known = {0, -1}.union(*(ids_of(m) for m in labels))
     maps = labels.clone()
-    scored = range(1, len(files)-1) if drop_ends else range(len(files))
+    scored = range(len(files))[1:-1] if drop_ends else range(len(files))
     for t in scored: maps[t] = _read_prediction(pred/files[t].name, size, None if single else known)
     if not single: return maps, labels
     return (maps>0).short(), torch.where(labels<0, labels, (labels>0).short())

@@ -171,8 +171,8 @@ def _png(
     labels = read_mask(mask.path)
     if tuple(labels.shape)!=tuple(mask.size):
         expected,found = (f"{w}x{h}" for h,w in (mask.size, labels.shape))
-        raise StremnError(f"{mask.path}: expected a mask of {expected} (width x height) as its frame, "
-                          f"found {found}")
+        raise StremnError(f"{mask.path}: expected a mask of {expected} (width x height) as its "
+                          f"frame, found {found}")
     odd = sorted(set(labels.unique().tolist())-mask.ids-{0})
     if odd:
         allowed = ", ".join(map(str, sorted(mask.ids))) or "none"

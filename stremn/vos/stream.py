@@ -238,6 +238,7 @@ def merge_answer(
     clean = clean.to(device)
     return Answer(prob, clean, torch.where(clean!=labels, labels, 0))
 
+# %% ../../nbs/library/60_vos.stream.ipynb #1c77f500
 def soft_planes(
     labels:Tensor,       # (H,W) int64
     ids:Sequence[int],   # (N,) objects wanted
@@ -426,13 +427,13 @@ class VideoSegmenter:
         self.reset()
 
     def reset(self)->None:
-        "Forget everything: the next frame is frame 0 and needs a mask. Random draws start again, too."
+        "Forget everything: the next frame is frame 0 and needs a mask; random draws start again."
         views = len(self.test_time.views)
         self.state = StreamState(((),)*views)
         self.generators = [make_generator(self.seed) for _ in range(views)]
 
     def step(self,
-        frame:Picture,          # (3,H,W) tensor or (H,W,3) array, uint8 or floating point in [0,1]; or a PIL image
+        frame:Picture,          # (3,H,W) tensor, (H,W,3) array or PIL image; uint8 or floating point in [0,1]
         mask:Picture|None=None, # (H,W) object ids known here: needed at the start, allowed at any frame
         *,
         return_prob:bool=False, # Return probabilities instead of labels

@@ -163,7 +163,9 @@ class ChameleonTask(Task):
         drawn = self.draw(step, seed)
         return clip_loss(model, network, batch, drawn, self.config.dice, generator)
 
-# %% ../../nbs/library/63_vos.train.ipynb #d49cb280
+# %% ../../nbs/library/63_vos.train.ipynb #3207684d
+_FRONT = PasteConfig() # How a pasted object comes, if nobody says
+
 def _mirrored(clip:Clip)->Clip:
     "Left and right exchanged."
     return clip._replace(frames=clip.frames.flip(-1), masks=clip.masks.flip(-1))
@@ -225,7 +227,7 @@ class VideoSampler:
         objects:int=2,             # At most so many
         max_skip:int=5,            # Most frames left out between two neighbours
         pasted:float=0.,           # Chance of each object but the first to be pasted in front
-        front:PasteConfig=PasteConfig(), # How it comes
+        front:PasteConfig=_FRONT,  # How it comes
         tries:int=20,              # Clips drawn before giving up
     )->Clip:                       # With at least one object in its first frame
         "A clip to learn from: at most so many objects, some of them pasted."
