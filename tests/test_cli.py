@@ -209,7 +209,7 @@ def test_help_of_every_command(capsys, command):
     if command == "predict":
         assert all(name in text for name in WEIGHTLESS)
     if command == "train":
-        assert all(name in text for name in NETWORKS) and get_args(cli.Learner) == tuple(NETWORKS)
+        assert all(name in text for name in NETWORKS) and get_args(cli.Predictor) == tuple(NETWORKS)
     if command in ("segment", "evaluate"):
         assert ", ".join([*RULES][:-1]) + f" or {[*RULES][-1]}" in text                   # the list cannot go stale
 

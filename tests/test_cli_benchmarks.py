@@ -149,35 +149,35 @@ def test_weights_are_read_once_and_only_if_something_is_missing(work, weights, c
 
 # ---------------------------------------------------------------- several looks
 @pytest.mark.parametrize(("words", "looks", "far"), [
-    ([], None, None), (["--mirror"], 2, None), (["--multi-scale"], 4, None), (["--multi-scale", "--mirror"], 8, None),
-    (["--far", "0.2"], 1, .2), (["--mirror", "--far", "12"], 2, 12.)])
+    ([], None, None), (["--flip"], 2, None), (["--multi-scale"], 4, None), (["--multi-scale", "--flip"], 8, None),
+    (["--max-distance", "0.2"], 1, .2), (["--flip", "--max-distance", "12"], 2, 12.)])
 def test_looks_reach_the_segmenter(weights, words, looks, far):
     s = cli.parse(["segment", "x", "--mask", "y", "--out", "z", "--weights", str(weights), *words]).segmenter()
     assert type(s) is VideoSegmenter
     assert len(s.test_time.views) == (looks or 1) and s.test_time.max_distance == far
     assert {v.scale for v in s.test_time.views} == ({1., 1.15, 1.3, 1.5} if "--multi-scale" in words else {1.})
-    assert any(v.flip for v in s.test_time.views) == ("--mirror" in words)
+    assert any(v.flip for v in s.test_time.views) == ("--flip" in words)
 
 
 def test_the_mirror_changes_the_masks_and_policy_and_slots_still_count(work, weights, capsys):
     root = davis(work)
     frames, first = root / "JPEGImages" / "480p" / "one", root / "Annotations" / "480p" / "one" / "00000.png"
-    for out, more in (("plain", []), ("looks", ["--mirror", "--multi-scale", "--far", "0.5"])):
+    for out, more in (("plain", []), ("looks", ["--flip", "--multi-scale", "--max-distance", "0.5"])):
         status, said, err = stremn_main(capsys, "segment", frames, "--mask", first, "--out", out, "--weights", weights,
                                         "--quiet", "--no-video", "--policy", "newest", "--slots", "2", *more)
         assert (status, err) == (0, []) and said[0] == f"5 masks in {out}, objects 1" and "frames 0, 4;" in said[1]
     masks = [[read_mask(work / out / f"{t:05d}.png") for t in range(5)] for out in ("plain", "looks")]
     assert torch.equal(masks[0][0], masks[1][0]) and any(not torch.equal(a, b) for a, b in zip(*masks))
-    status, _, err = evaluate(capsys, weights, root, "--year", "2016", "--mirror")
+    status, _, err = evaluate(capsys, weights, root, "--year", "2016", "--flip")
     assert (status, err) == (0, [])
 
 
 # ---------------------------------------------------------------- what is refused
 @pytest.mark.parametrize(("words", "pieces"), [
-    (["--far", "0"], ["--far", "0.0"]),
-    (["--far", "-3"], ["--far", "-3"]),
-    (["--far", "nan"], ["--far", "nan"]),
-    (["--far", "inf"], ["--far", "inf"]),
+    (["--max-distance", "0"], ["--max-distance", "0.0"]),
+    (["--max-distance", "-3"], ["--max-distance", "-3"]),
+    (["--max-distance", "nan"], ["--max-distance", "nan"]),
+    (["--max-distance", "inf"], ["--max-distance", "inf"]),
     (["--year", "2016", "--all-frames"], ["--all-frames", "--year 2018 or 2019", "2016"]),
     (["--year", "2016", "--zip", "v.tar"], ["--zip", ".zip", "v.tar"]),
     (["--year", "2016", "--zip", "v"], ["--zip", ".zip"]),
@@ -189,7 +189,7 @@ def test_the_mirror_changes_the_masks_and_policy_and_slots_still_count(work, wei
 def test_wrong_options_give_one_line_and_leave_nothing(work, weights, capsys, words, pieces):
     root = davis(work)
     before = tree(work)
-    status, out, err = evaluate(capsys, weights, root, *["--year", "2016"][:2 * ("--far" in words)], *words)
+    status, out, err = evaluate(capsys, weights, root, *["--year", "2016"][:2 * ("--max-distance" in words)], *words)
     assert (status, out, len(err)) == (2, [], 1), (status, out, err)
     assert err[0].startswith("stremn: error: ") and all(p in err[0] for p in pieces), err[0]
     assert tree(work) == before
@@ -206,7 +206,7 @@ def test_a_part_of_a_split_is_scored_but_not_packed(work, weights, capsys):
     assert evaluate(capsys, weights, root, *words)[0] == 0
 
 
-@pytest.mark.parametrize("words", [["--year", "2020"], ["--far", "near"], ["--far"], ["--miror"], ["--zip"]])
+@pytest.mark.parametrize("words", [["--year", "2020"], ["--max-distance", "near"], ["--max-distance"], ["--filp"], ["--zip"]])
 def test_usage_errors_end_with_2_and_name_the_option(work, weights, capsys, words):
     status, out, err = evaluate(capsys, weights, "DAVIS", *words)
     assert (status, out) == (2, []) and words[0] in " ".join(err) and not list(work.iterdir())
