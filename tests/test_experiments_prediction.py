@@ -132,18 +132,6 @@ def test_windows_of_one_film_count_as_one(little):
     assert record.metrics["mse"] == pytest.approx((record.clips["mse"]["a"] + record.clips["mse"]["b"]) / 2)
 
 
-def test_films_are_read_by_the_protocol(tmp_path, monkeypatch):
-    asked = []
-    def films(root, p, split="train"):
-        asked.append((p.name, p.size, split))
-        return [torch.zeros(40, 1, p.size, p.size, dtype=torch.uint8)], ["film"]
-    monkeypatch.setattr(contest, "training_entries", films)
-    task = prediction_task(RECIPES["small"].training, tmp_path, 32)
-    assert asked == [("small", 32, "train"), ("small", 32, "choose")]
-    assert task.batch(0, 0, 0).frames.shape == (8, 11, 1, 32, 32) and task.config.clip.size == 32
-    assert prediction_task(RECIPES["tiny"].training, size=32).batch(0, 0, 0).frames.shape[-1] == 32
-
-
 @pytest.mark.parametrize("name", ["prediction", "convlstm"])
 def test_a_dry_run_counts_operations(little, name):
     lesson = recipe_of(name, lessons=EQUAL_TIME)

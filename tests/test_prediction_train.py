@@ -1,4 +1,5 @@
 """Contracts of prediction training: equal clips for every network, losses by hand, runs that go on, scores by clip."""
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,10 @@ from stremn.prediction import train as prediction_train
 from stremn.results import Record
 from stremn.core import StremnError, make_generator
 from stremn.data.walkers import TEST_PEOPLE, WalkersConfig
-from stremn.prediction.train import CHOOSING, FrameBatch, PredictionPhase, PredictionTask, PredictionTraining, average_weights, choosing_clips, fit_averaged, windows
+from stremn.prediction.train import (
+    CHOOSING, RECIPES, FrameBatch, PredictionPhase, PredictionTask, PredictionTraining, average_weights, choosing_clips,
+    dry_run, fit_averaged, prediction_task, snapshot_steps, windows,
+)
 from stremn.experiments.measure import PredictionEval, measure_prediction
 from stremn.models.hub import kind_of
 from stremn.prediction.stream import predict_clips
@@ -20,7 +24,7 @@ from stremn.models.hub import TASKS, load
 from stremn.models.prediction import PredictionConfig
 from stremn.models.prediction_baselines import ConvLSTMConfig, CopyLast, PredRNNConfig, SimVPConfig
 from stremn.models.vos import VOSConfig
-from stremn.train.loop import FitConfig, fit
+from stremn.train.loop import FitConfig, Recipe, fit
 from stremn.train.checkpoint import read_log
 
 BANK = BankConfig(memory_channels=6, query_channels=6, key_channels=4, value_channels=4, update_channels=4, slots=2,
@@ -86,8 +90,10 @@ def test_the_loss_is_that_of_what_was_predicted(name, warm_up):
     batch = job.batch(0, 0, 0)
     loss, numbers = job.loss(network, network, batch, 0, 0, make_generator(0))
     early = {"warm_up": True} if warm_up and name != "simvp" else {}
+    if name == "prediction":
+        early["policy"] = network.bank.policy.but(rule="oldest", slots=2)
     out = network(batch.frames[:, :3], 2, **early)
-    assert out.shape[1] == (4 if early else 2)
+    assert out.shape[1] == (4 if "warm_up" in early else 2)
     want = prediction_loss(out, batch.frames[:, -out.shape[1]:], .5, 2., .25)
     torch.testing.assert_close(loss, want)
     psnr = score_frames(out[:, -2:].detach(), batch.frames[:, 3:], metrics=["psnr"])["psnr"].mean
@@ -124,6 +130,30 @@ def test_kinds():
     for config in (VOSConfig(), BANK, None):
         with pytest.raises(StremnError, match="model: expected the config of a predicting network"):
             kind_of(config)
+
+
+def test_videos_are_read_by_the_protocol(tmp_path, monkeypatch):
+    asked = []
+
+    def videos(root, p, split="train"):
+        asked.append((p.name, p.size, split))
+        return [torch.zeros(40, 1, p.size, p.size, dtype=torch.uint8)], ["video"]
+
+    monkeypatch.setattr(prediction_train, "training_entries", videos)
+    job = prediction_task(RECIPES["small"].training, tmp_path, 32)
+    assert asked == [("small", 32, "train"), ("small", 32, "choose")]
+    assert job.batch(0, 0, 0).frames.shape == (8, 11, 1, 32, 32) and job.config.clip.size == 32
+    assert prediction_task(RECIPES["tiny"].training, size=32).batch(0, 0, 0).frames.shape[-1] == 32
+
+
+def test_a_dry_run_is_of_the_last_phase_and_reads_no_video(monkeypatch):
+    monkeypatch.setattr(prediction_train, "training_entries", lambda *a: pytest.fail("the videos were read"))
+    recipe = Recipe("small", replace(TINY, protocol="small"), FAST)
+    record = dry_run(recipe, "cpu", 16)
+    assert record.name == "dry-small" and record.config["steps"] == 4 and record.config["size"] == 16
+    assert record.metrics["whole"] == 4 * record.metrics["seconds"] and record.metrics["operations"] > 0
+    short = dry_run(replace(recipe, training=replace(recipe.training, stages=TINY.stages[:1])), "cpu", 16)
+    assert short.metrics["operations"] != record.metrics["operations"]
 
 
 # ---- runs ----------------------------------------------------------------------------------------------------------
@@ -183,6 +213,11 @@ def test_a_greedy_average_is_never_worse_than_the_best(monkeypatch):
         assert prediction_train.worth_averaging(networks, torch.zeros(1), 1) == [networks[i] for i in chosen]
 
 
+def test_snapshots_are_taken_over_the_last_half():
+    assert snapshot_steps(80, 8) == [45, 50, 55, 60, 65, 70, 75, 80]
+    assert snapshot_steps(4, 2) == [3, 4] and snapshot_steps(3, 8) == [1, 2, 3] and snapshot_steps(1, 2) == [1]
+
+
 def test_snapshots_of_another_pace_are_refused(tmp_path):
     fit(task(), FAST, tmp_path, "cpu", progress=False)
     with pytest.raises(StremnError, match="expected a run of at most 3 steps, found 4"):
@@ -210,13 +245,13 @@ def test_policy_and_slots_are_swapped_for_the_measurement_only():
     own = predict_clips(model, frames, 4)
     assert torch.equal(own, predict_clips(model, frames, 4, batch=2)) or torch.allclose(own, predict_clips(
         model, frames, 4, batch=2), atol=1e-6)
-    without, unbounded = (predict_clips(model, frames, 4, slots=k) for k in (0, None))
+    without, unbounded = (predict_clips(model, frames, 4, slots=k) for k in (0, math.inf))
     assert not torch.allclose(own, without) and not torch.allclose(own, unbounded)
-    assert model.training and model.remembers and (model.bank.policy, model.bank.slots) == ("learned", 2)
+    policy = model.bank.policy
+    assert model.training and (policy.rule, policy.slots) == ("learned", 2)
     model.eval()
-    model.remembers = False
     with torch.no_grad():
-        torch.testing.assert_close(without, model(frames, 4), atol=1e-6, rtol=0)
+        torch.testing.assert_close(without, model(frames, 4, policy=policy.but(slots=0)), atol=1e-6, rtol=0)
     assert torch.equal(predict_clips(CopyLast(), frames, 2), frames[:, -1:].expand(-1, 2, -1, -1, -1))
     for options in (dict(policy="oldest"), dict(slots=3)):
         with pytest.raises(StremnError, match="policy, slots: expected none for CopyLast"):

@@ -32,9 +32,9 @@ from stremn.models.presets import small_vos
 from stremn.models.vos import VOSConfig, VOSModel
 from stremn.train.loop import FitConfig, Recipe, fit
 from stremn.train.checkpoint import read_log
+from helpers import make_youtube
 from refusals import refused
 from test_data_stills import box, make_coco, make_tree
-from test_data_youtube import make_split
 
 TINY = VOSConfig(widths=(8, 12), decoder_width=8, bank=BankConfig(
     memory_channels=12, query_channels=12, key_channels=8, value_channels=8, update_channels=8, slots=3,
@@ -196,7 +196,7 @@ def official(tmp_path_factory):
         labels = torch.zeros(32, 40, dtype=torch.uint8)
         labels[8:24, 8:30] = 1
         savemat(sbd / f"inst/{k}.mat", {"GTinst": {"Segmentation": labels.numpy()}})
-    make_split(root / "YouTube-VOS/2018", "train", {"a": {1: 0, 7: 5}, "b": {1: 0}}, last=50)
+    make_youtube(root / "YouTube-VOS/2018", "train", {"a": {1: 0, 7: 5}, "b": {1: 0}}, last=50)
     clips = chameleon_batch((1, 2), ChameleonConfig(frames=11, objects=2))
     for name, clip in zip(("bear", "dogs"), clips, strict=True):
         for t in range(11):
