@@ -123,7 +123,7 @@ def test_iou_matrix_against_counting():
 def test_bad_input(model, clips, learned):
     refused("expected a clip or more", trace, model, [])
     refused("expected at least 3 frames", trace, model, [Clip(clips[0].frames[:2], clips[0].masks[:2])])
-    refused("unknown policy 'newst'", trace, model, clips, "newst")
+    refused(["policy: expected one of", "'newst'"], trace, model, clips, "newst")
     refused("an object", trace_video, model, Clip(clips[0].frames, 0 * clips[0].masks))
     refused("queries: expected", distances, learned.frames, "some")
     refused("policy: expected", expected_distances, "learned", 10, 3)

@@ -370,7 +370,7 @@ def test_stream_errors_leave_everything_as_it_was():
     for slots in (-1, True, 1.5, "all"):
         with pytest.raises(StremnError, match="slots: expected 0, a whole number"):
             VideoPredictor(model, slots=slots)
-    with pytest.raises(StremnError, match="unknown policy"):
+    with pytest.raises(StremnError, match="policy: expected one of"):
         VideoPredictor(model, "best")
 
 

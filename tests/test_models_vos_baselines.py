@@ -298,12 +298,12 @@ def test_gc_learns_one_clip():
 # ---- errors --------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("wrong, message", [
-    (lambda m: with_baseline_memory(m, "xmem"), "unknown memory 'xmem': expected one of stm, stm_first_last, stcn, gc"),
-    (lambda m: baseline_config("xmem"), "unknown memory 'xmem'"),
+    (lambda m: with_baseline_memory(m, "xmem"), "memory: expected one of stm, stm_first_last, stcn, gc, found 'xmem'"),
+    (lambda m: baseline_config("xmem"), "memory: expected one of stm, stm_first_last, stcn, gc"),
     (lambda m: with_baseline_memory(m, "gc", gamma=3), "gc: expected changes of softmax, found gamma"),
     (lambda m: with_baseline_memory(m, "stm", slots=3), "stm: expected changes of gamma, previous, top_k, similarity, found slots"),
     (lambda m: with_baseline_memory(m, "stm", gamma=0), "gamma: expected 1 or more, or None, found 0"),
-    (lambda m: with_baseline_memory(m, "stm", similarity="cosine"), "unknown similarity 'cosine'"),
+    (lambda m: with_baseline_memory(m, "stm", similarity="cosine"), "similarity: expected one of dot, l2, found 'cosine'"),
     (lambda m: with_baseline_memory(network(replace(TINY, bank=replace(TINY.bank, shared_keys=False))), "stcn"),
      "stcn: expected weights trained with shared_keys=True, found False; see baseline_config"),
     (lambda m: STMBank.from_bank(m.bank, gamma=-1), "gamma: expected 1 or more, or None, found -1"),
