@@ -339,11 +339,16 @@ def test_frame_losses_in_half_precision(dtype):
 
 
 @pytest.mark.parametrize("call,words", [
-    (lambda p, t: shrinkage_loss(p, t[..., 1:]), "frames: expected two stacks of one shape"), (lambda p, t: shrinkage_loss(p, t, 3), "power: expected 1 or 2"),
-    (lambda p, t: shrinkage_loss(p, t, a=-1.), "a and c: expected"), (lambda p, t: gradient_loss(p, t[:1]), "frames: expected two stacks of one shape"),
-    (lambda p, t: gradient_loss(p[0, 0, 0, 0], t[0, 0, 0, 0]), "H,W"), (lambda p, t: gradient_loss(p, t, ()), "steps: expected"),
-    (lambda p, t: gradient_loss(p, t, (0,)), "step: expected"), (lambda p, t: gradient_loss(p, t, eps=0.), "eps: expected"),
-    (lambda p, t: gradient_loss(p, t, smooth=0.), "smooth: expected"), (lambda p, t: prediction_loss(p, t, l1=-1.), "weights: expected"),
+    (lambda p, t: shrinkage_loss(p, t[..., 1:]), "frames: expected two stacks of one shape"),
+    (lambda p, t: shrinkage_loss(p, t, 3), "power: expected 1 or 2"),
+    (lambda p, t: shrinkage_loss(p, t, a=-1.), "a and c: expected"),
+    (lambda p, t: gradient_loss(p, t[:1]), "frames: expected two stacks of one shape"),
+    (lambda p, t: gradient_loss(p[0, 0, 0, 0], t[0, 0, 0, 0]), "H,W"),
+    (lambda p, t: gradient_loss(p, t, ()), "steps: expected"),
+    (lambda p, t: gradient_loss(p, t, (0,)), "step: expected"),
+    (lambda p, t: gradient_loss(p, t, eps=0.), "eps: expected"),
+    (lambda p, t: gradient_loss(p, t, smooth=0.), "smooth: expected"),
+    (lambda p, t: prediction_loss(p, t, l1=-1.), "weights: expected"),
     (lambda p, t: prediction_loss(p, t, 0., 0., 0.), "weights: expected")])
 def test_frames_that_do_not_fit_are_refused(call, words):
     with pytest.raises(StremnError, match=words):

@@ -15,7 +15,7 @@ from stremn.metrics.vos import (Report, boundary, contour_accuracy, jaccard, nea
 ndimage = pytest.importorskip("scipy.ndimage")
 
 
-# ---- two other programs -------------------------------------------------------------------------------------------------------
+# ---- two other programs ---------------------------------------------------------------------------------------------
 def official_boundary(mask):
     "Boundary map from the Berkeley rule, by shifted copies with the border rows and columns overwritten."
     m = np.pad(mask.astype(bool), ((0, 1), (0, 1)))

@@ -11,7 +11,8 @@ from PIL import Image
 from torch import nn
 
 from stremn.core import StremnError, make_generator
-from stremn.nets.efficientnet import BLOCKS,LITE_WIDTHS,InvertedResidual,LiteEncoder,LiteMemoryEncoder,SameConv,lite_weights,load_lite
+from stremn.nets.efficientnet import (BLOCKS, LITE_WIDTHS, InvertedResidual, LiteEncoder, LiteMemoryEncoder, SameConv,
+                                      lite_weights, load_lite)
 
 CODE = "r1_k3_s1_e1_i32_o16 r2_k3_s2_e6_i16_o24 r2_k5_s2_e6_i24_o40 r3_k3_s2_e6_i40_o80 r3_k5_s1_e6_i80_o112".split()
 

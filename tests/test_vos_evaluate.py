@@ -182,7 +182,7 @@ def test_what_cannot_be_scored_is_refused(tree):
     refused("stay with the server")
 
 
-# ---- DAVIS from folders ------------------------------------------------------------------------------------------------------
+# ---- DAVIS from folders ---------------------------------------------------------------------------------------------
 @pytest.fixture
 def davis(tmp_path):
     "A DAVIS of two sequences with predictions in `masks`."
