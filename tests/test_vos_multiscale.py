@@ -52,7 +52,8 @@ def follow(segmenter, clip, masks=None):
 
 def views(model, *scales, flip=False, policy=None, device="cpu", **options):
     "A segmenter of several views."
-    return VideoSegmenter(model, policy, device=device, test_time=TimeConfig(make_views(scales or (1.,), flip), **options))
+    how = TimeConfig(make_views(scales or (1.,), flip), **options)
+    return VideoSegmenter(model, policy, device=device, test_time=how)
 
 
 LATE = {0: 1, 4: 2}
@@ -282,7 +283,8 @@ def test_distant_components_against_loops(seed):
         previous[:, 8:] = 0
     for reach in (1, 2, 5):
         assert torch.equal(remove_distant_components(labels, previous, reach), far_by_hand(labels, previous, reach))
-        assert torch.equal(remove_distant_components(labels, previous, reach, [4]), far_by_hand(labels, previous, reach, [4]))
+        kept = remove_distant_components(labels, previous, reach, [4])
+        assert torch.equal(kept, far_by_hand(labels, previous, reach, [4]))
     assert torch.equal(remove_distant_components(labels, previous, 40), labels)
     share = 2.5 / np.hypot(18, 23)
     assert torch.equal(remove_distant_components(labels, previous, share), far_by_hand(labels, previous, 3))

@@ -1,11 +1,12 @@
-"""Streams: one code path with training, objects that come and go, true sentences, threads, errors that change nothing."""
+"""Streams: one code path with training, objects that come and go, true sentences, threads, errors without a trace."""
 import math
 import os
 import subprocess
 import sys
 import textwrap
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -81,11 +82,16 @@ def test_streaming_equals_the_training_forward_pass(clip, policy, per_object):
     assert len(labels[1:].unique()) > 1                                                 # something was segmented
 
 
+def spy(segment, widths, *args, equal_widths=False):
+    "Notes which read is asked for."
+    widths.append(equal_widths)
+    return segment(*args, equal_widths=equal_widths)
+
+
 def test_the_fast_read_is_taken_where_it_pays(clip):
     for channels, pays in ((8, True), (17, False)):
         model, widths = network(value_channels=channels), []
-        segment = model.segment
-        model.segment = lambda *a, equal_widths=False: widths.append(equal_widths) or segment(*a, equal_widths=equal_widths)
+        model.segment = partial(spy, model.segment, widths)
         assert equal_widths_pay(model) is pays
         VideoSegmenter(model).step(clip.frames[0], clip.masks[0])
         assert widths == [pays]
@@ -367,18 +373,10 @@ def test_two_threads_share_a_network(clip):
     options = [dict(policy="oldest", slots=2), dict(policy=UpdatePolicy("random", 4, latest="held"), seed=5)]
     alone = [follow(VideoSegmenter(model, **o), clip) for o in options]
     for _ in range(5):
-        found, start = [None, None], threading.Barrier(2)
-
-        def run(i):
-            segmenter = VideoSegmenter(model, **options[i])
-            start.wait()
-            found[i] = follow(segmenter, clip)
-        threads = [threading.Thread(target=run, args=(i,)) for i in range(2)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        for (labels, told), (wanted, reports) in zip(found, alone):
+        segmenters = [VideoSegmenter(model, **o) for o in options]
+        with ThreadPoolExecutor(2) as pool:
+            found = [*pool.map(follow, segmenters, [clip] * 2)]
+        for (labels, told), (wanted, reports) in zip(found, alone, strict=True):
             assert torch.equal(labels, wanted) and told == reports
     assert model.training and model.bank.training
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())

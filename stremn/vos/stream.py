@@ -414,7 +414,7 @@ class VideoSegmenter:
         model:VOSModel|str|Path="vos-small", # Network, or what `stremn.load` accepts
         policy:str|Rule|Selector|UpdatePolicy|None=None, # How to forget; None: the network's own
         slots:float|None=None,         # K; math.inf: never forget; None: the network's own
-        device:str|torch.device="auto",# "cpu", "cuda" or "auto"; the network moves there if it is named
+        device:str|torch.device="auto", # "cpu", "cuda" or "auto"; the network moves there if it is named
         seed:int=0,                    # Of rules that draw at random
         test_time:TestTimeConfig|None=None, # How each frame is viewed; None: once
     ):
