@@ -283,7 +283,7 @@ def test_cited_peers():
     conventions = importlib.import_module("stremn.metrics.frames").CONVENTIONS
     assert len({(c.system, c.source) for c in T5_PEERS})==len(T5_PEERS)
     for c in T5_PEERS:
-        assert c.habits in {"own",*conventions} and c.data in ("kth","h36m") and c.source and c.system
+        assert c.convention in {"own",*conventions} and c.data in ("kth","h36m") and c.source and c.system
         given = [getattr(c, m) for m in ("mse","mae","psnr","ssim","lpips")]
         assert any(given) and all(v is None or float(v)>0 for v in given)
         assert c.ssim is None or .8<float(c.ssim)<1
