@@ -395,9 +395,9 @@ def load_records(
         StremnError: When the folder does not exist or a file is not a record.
 
     Example:
-        >>> records = load_records("nbs/results/records/t1-tiny")
+        >>> records = load_records("nbs/results/records/t1-swapped")
         >>> sorted({r.name for r in records})[:2]
-        ['first_last', 'learned']
+        ['diversity', 'first_last']
     """
     root = Path(root)
     if not root.is_dir():
