@@ -21,7 +21,7 @@ from stremn.memory.read import affinity
 from stremn.memory.similarity import best_match_similarity
 from stremn.models.hub import load
 from stremn.models.vos_baselines import STMBank
-from stremn.train.profile import peak_bytes, take_turns, threads
+from stremn.train.profile import peak_bytes
 from refusals import refused
 
 SMALL = BankConfig(memory_channels=6, query_channels=7, key_channels=4, value_channels=5, update_channels=3, slots=4)
@@ -158,17 +158,6 @@ def test_similarity_peaks_at_its_largest_tensor():
     assert similarity_bytes(s) <= peak_bytes(lambda: best_match_similarity(new, slots)) <= 1.2 * similarity_bytes(s)
 
 
-def test_peak_of_known_allocations():
-    def f():
-        a = torch.ones(250_000)
-        for _ in range(3):
-            b = torch.cat([a, a])
-            del b
-        return a
-
-    assert 3e6 <= peak_bytes(f) < 3.01e6 and peak_bytes(lambda: 0) == 0
-
-
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
 def test_peak_agrees_with_the_operating_system():
     code = """
@@ -193,15 +182,7 @@ with threads(1):
     assert .9 < system / ours < 1.15, done.stdout
 
 
-# ---- seconds, records, claims --------------------------------------------------------------------------------------
-
-def test_turns_and_threads():
-    before, order = torch.get_num_threads(), []
-    with threads(1):
-        took = take_turns({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3, torch.device("cpu"))
-    assert order == ["a", "b"] * 4 and [len(v) for v in took.values()] == [3, 3]
-    assert torch.get_num_threads() == before
-
+# ---- records, claims -----------------------------------------------------------------------------------------------
 
 def test_what_cannot_be_counted_is_refused():
     bank = MemoryBank(SMALL)
