@@ -24,7 +24,32 @@ from .update import Memory, Template, append, update_usage, write
 # %% ../../nbs/lessons/07_memory.bank.ipynb #33d71c1d
 @dataclass(frozen=True)
 class BankConfig:
-    "Sizes and choices of a bank, saved with its weights; the defaults are the paper's VOS model."
+    """Sizes and choices of a bank, saved with its weights; the defaults are the paper's VOS model.
+
+    Args:
+        memory_channels, query_channels: channels of the two encoders' last maps, X^M and X^q.
+        key_channels, value_channels, update_channels: Dk, Dv and Du, what the heads make of them.
+        slots: K, 1 or more and no fewer than `pinned`; None: never forget.
+        pinned: the first slots are never replaced.
+        policy: name in `stremn.memory.RULES`.
+        latest: "competes": the previous newest frame may be replaced; "held": it moves on first.
+        per_object: one decision for each object (True) or for each video (False).
+        similarity: read with "dot" (STM) or "l2" (STCN).
+        top_k: read only the k best stored pixels; None: all.
+        locality: what a pixel one cell away loses in the exponent of the read; 0: nothing.
+        shared_keys: one key head for query and stored frames, fed by the query encoder (STCN).
+        tau: temperature of Eq. 3, above 0.
+        noise: Gumbel noise of the learned rule: "train", "always" or "never".
+        beta: scale of the learned scores before Eq. 3; 1 is the paper.
+        learn_beta: make that scale a weight.
+
+    Raises:
+        StremnError: for choices that cannot be meant.
+
+    Example:
+        >>> config = BankConfig(memory_channels=64, query_channels=64, slots=4)
+        >>> bank = MemoryBank(config)
+    """
     memory_channels:int=1024   # Channels of the memory encoder's feature map X^M
     query_channels:int=1024    # Channels of the query encoder's feature map X^q
     key_channels:int=128       # Dk, as in STM
