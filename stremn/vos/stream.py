@@ -421,7 +421,8 @@ class VideoSegmenter:
         target = pick_device(device)
         if isinstance(model, str|Path): model = load(model).to(target)
         elif str(device)!="auto": model = model.to(target)
-        self.model,self.seed = model,seed
+        self.model = model
+        self.seed = seed
         self.policy = streaming_policy(model.bank.policy, policy, slots)
         self.test_time = test_time or TestTimeConfig()
         self.reset()
