@@ -123,7 +123,8 @@ def test_backbone_weights_have_a_rate_of_their_own(root):
 
 
 def test_two_recipes_train_stop_go_on_and_segment(root, tmp_path):
-    recipes = (Recipe("stills", training(stages=(VideoPhase(3, 2, 2, 32),), videos=()), FitConfig(lr=1e-3, save_every=1)),
+    recipes = (Recipe("stills", training(stages=(VideoPhase(3, 2, 2, 32),), videos=()),
+                      FitConfig(lr=1e-3, save_every=1)),
                Recipe("videos", training(stages=(VideoPhase(3, 2, 3, 32, 0.),), stills=()),
                       FitConfig(lr=1e-4, save_every=1)))
     done = train_recipes(recipes, root, tmp_path/"a", "cpu", progress=False)

@@ -195,6 +195,33 @@ def masks_to_memorize(
                           f"{tuple(frame.shape[2:])}, found {tuple(masks.shape)}")
     return masks
 
+# %% ../../nbs/lessons/08_models.vos.ipynb #9a11c106
+def object_probabilities(
+    model:"VOSModel",    # Whose bank and decoder
+    memory:Memory,       # Of V*o rows
+    maps:list[Tensor],   # Encoder maps of the frame, finest first
+    equal_widths:bool=False, # The faster read, see `memory.read`
+)->Tensor:               # (V,o,H',W') in [0,1], each object by itself
+    "Read the memory (Eq. 5) and decode, all objects of it at once."
+    V = len(maps[-1])
+    group = object_rows(V, len(memory.frames)//V, maps[-1].device)           # (B,)
+    answer = model.bank.read(memory, maps[-1], group, equal_widths)          # (B,2*Dv,h,w)
+    if model.aspp is not None: answer = model.aspp(answer)                   # (B,width,h,w)
+    logit = model.decoder(answer, [m[group] for m in maps[:-1]])             # (B,H',W')
+    return at_least_float32(logit).sigmoid().unflatten(0, (V, -1))           # (V,o,H',W')
+
+# %% ../../nbs/lessons/08_models.vos.ipynb #9a11c107
+def object_templates(
+    model:"VOSModel",     # Whose memory encoder and bank
+    encoded:EncodedFrame, # The encoded frame
+    planes:Tensor,        # (V*o,2,H',W') each object's own mask and all others together
+    group:Tensor,         # (V*o,) long, video of each row
+)->Template:              # Of V*o rows
+    "The frame goes through the memory encoder once for each object."
+    x = torch.cat([encoded.frame[group], planes], 1)                         # (B,5,H',W')
+    features = model.memory_encoder(x, encoded.maps[-1][group])[-1]          # (B,Cm,h,w)
+    return model.bank.template(features, encoded.maps[-1], group)
+
 # %% ../../nbs/lessons/08_models.vos.ipynb #570f8d53
 def choose_without_padding(
     bank:MemoryBank,    # Who decides
@@ -256,19 +283,6 @@ class VOSModel(nn.Module):
         self.pad_multiple:int = self.query_encoder.pad_multiple
         self.feature_stride:int = info[-1].reduction
 
-    def object_probabilities(self,
-        memory:Memory,       # Of V*o rows
-        maps:list[Tensor],   # Encoder maps of the frame, finest first
-        equal_widths:bool=False, # The faster read, see `memory.read`
-    )->Tensor:               # (V,o,H',W') in [0,1], each object by itself
-        "Read the memory (Eq. 5) and decode, all objects of it at once."
-        V = len(maps[-1])
-        group = object_rows(V, len(memory.frames)//V, maps[-1].device)       # (B,)
-        answer = self.bank.read(memory, maps[-1], group, equal_widths)       # (B,2*Dv,h,w)
-        if self.aspp is not None: answer = self.aspp(answer)                 # (B,width,h,w)
-        logit = self.decoder(answer, [m[group] for m in maps[:-1]])          # (B,H',W')
-        return at_least_float32(logit).sigmoid().unflatten(0, (V, -1))       # (V,o,H',W')
-
     def segment(self,
         memories:Memories, # What is remembered; empty before the first frame
         frame:Tensor,      # (V,3,H,W) in [0,1], any size
@@ -281,20 +295,10 @@ class VOSModel(nn.Module):
         encoded = EncodedFrame(padded, self.query_encoder(padded))
         objects_per_memory(memories, len(frame))
         if not memories: return None,encoded
-        each = [self.object_probabilities(m, encoded.maps, equal_widths) for m in memories]
+        each = [object_probabilities(self, m, encoded.maps, equal_widths) for m in memories]
         prob = unpad(torch.cat(each, 1), pads)                                             # (V,O,H,W)
         if valid is not None: prob = prob*valid[:,:prob.shape[1],None,None]  # the rest of valid enters later
         return aggregate(prob),encoded
-
-    def object_templates(self,
-        encoded:EncodedFrame, # The encoded frame
-        planes:Tensor,        # (V*o,2,H',W') each object's own mask and all others together
-        group:Tensor,         # (V*o,) long, video of each row
-    )->Template:              # Of V*o rows
-        "The frame goes through the memory encoder once for each object."
-        x = torch.cat([encoded.frame[group], planes], 1)                     # (B,5,H',W')
-        features = self.memory_encoder(x, encoded.maps[-1][group])[-1]       # (B,Cm,h,w)
-        return self.bank.template(features, encoded.maps[-1], group)
 
     def memorize(self,
         memories:Memories,    # What is remembered so far
@@ -313,7 +317,7 @@ class VOSModel(nn.Module):
         after,decisions = [],[]
         for memory,planes,O,rows in zip([*memories, None], mask_planes(masks, sizes), sizes, real):
             group = object_rows(len(masks), O, masks.device)
-            template = self.object_templates(encoded, planes, group)
+            template = object_templates(self, encoded, planes, group)
             decisions.append(choose_without_padding(
                 self.bank, memory, template, t, group, rows, generator, policy))
             after.append(self.bank.commit(memory, template, t, decisions[-1], policy))
