@@ -143,7 +143,23 @@ PREDICTION_DATA = {p.name:p for p in (KTH, KTH_PREDRNN, HUMAN, MNIST, ACTIONS, F
 def prediction_data(
     name:str|PredictionData, # Key of `PREDICTION_DATA`, or a protocol of your own
 )->PredictionData:
-    "A protocol by name."
+    """A protocol of video prediction by name.
+
+    Args:
+        name: "kth", "kth-predrnn", "h36m", "mmnist", "small" or "folder" (the keys of
+            `PREDICTION_DATA`); a `PredictionData` is given back as it is.
+
+    Returns:
+        The protocol: what is read, how it is cut, and which groups learn and test.
+
+    Raises:
+        StremnError: for an unknown name.
+
+    Example:
+        >>> kth = prediction_data("kth")
+        >>> kth.observed, kth.future, kth.size
+        (10, 20, 128)
+    """
     if isinstance(name, PredictionData): return name
     if name not in PREDICTION_DATA:
         raise StremnError(f"protocol: expected one of {', '.join(PREDICTION_DATA)}, found {name!r}")

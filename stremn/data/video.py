@@ -267,7 +267,22 @@ class VideoFile:
 def open_source(
     path:Path|str, # Video file, or folder of frames
 )->VideoFolder|VideoFile: # Iterates as `(name, frame, mask or None)`
-    "Open a video file or a folder of frames."
+    """Open a video file or a folder of frames.
+
+    Args:
+        path: Video file (mp4, avi, mkv, webm, ... whatever FFmpeg reads), or folder of pictures.
+
+    Returns:
+        A `VideoFile` or a `VideoFolder`. Both iterate as `(name, frame, mask)`: the frame (3,H,W)
+        float32 in [0,1], the mask (H,W) of object indices, or None where there is none.
+
+    Raises:
+        StremnError: The path does not exist, is a single image, or is no video.
+
+    Example:
+        >>> for name, frame, mask in open_source("walk.mp4"):
+        ...     print(name, frame.shape)
+    """
     path = Path(path)
     if not path.exists():
         raise StremnError(f"{path}: expected a video file or a folder of frames, "

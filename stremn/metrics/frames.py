@@ -322,7 +322,30 @@ def score_frames(
     metrics:Sequence[str]|None=None, # Some of `METRICS`; None: all that are printed, LPIPS only if `lpips` is given
     lpips:LPIPS|str|Path|None=None, # The network, or where its weights are; None: as `load_lpips` finds them
 )->dict[str,FrameScore]:      # Metric -> a value for each frame, with means
-    "Score predicted clips under a named convention."
+    """Score predicted clips under a named convention.
+
+    Args:
+        pred: (N,T,C,H,W) floats, predicted frames; the convention says what becomes of values
+            beyond [0,1].
+        true: (N,T,C,H,W) floats in [0,1], true frames.
+        convention: "correct", "predrnn", "mim" or "openstl": how pixels are rounded, clipped and
+            averaged. Default "correct".
+        metrics: some of "mse", "mae", "psnr", "ssim" and "lpips". Default: all that the convention
+            has, LPIPS only if `lpips` is given.
+        lpips: an `LPIPS` network, or the file of its weights. Default: as `load_lpips` finds it.
+
+    Returns:
+        Metric -> `FrameScore` of (N,T) float64 values on the CPU, one a frame, with their means.
+
+    Raises:
+        StremnError: when shapes differ, values are not finite or `true` leaves [0,1], for an
+            unknown convention or metric, or when LPIPS is asked for and has no weights.
+
+    Example:
+        >>> true = torch.rand(2, 10, 1, 64, 64)
+        >>> scores = score_frames(true.roll(1, 1), true, metrics=["psnr", "ssim"])
+        >>> scores["psnr"].mean, scores["ssim"].per_clip
+    """
     metrics = _scored_metrics(convention, metrics, lpips is not None)
     pred = as_clips(pred, "pred")
     true = as_clips(true, "true")

@@ -16,7 +16,24 @@ from .blocks import group_norm
 
 # %% ../../nbs/library/34_nets.aspp.ipynb #5af66f38
 class ASPP(nn.Module):
-    "ASPP with group normalisation: each place, places at some distances, and the mean of all."
+    """ASPP with group normalisation: each place, places at some distances, and the mean of all.
+
+    The map may have any height and width; dilated branches look beyond its edge into zeros.
+
+    Args:
+        inp: channels of the read-out, 2*Dv.
+        out: channels of each branch, and of the result. Default 256.
+        rates: dilations of the 3x3 branches, in cells of the map, at least one and each 1 or more.
+            Default (6, 12, 18).
+
+    Raises:
+        StremnError: when `rates` is empty or holds a number below 1.
+
+    Example:
+        >>> aspp = ASPP(128, 64, rates=(2, 4))
+        >>> aspp(torch.rand(1, 128, 16, 16)).shape
+        torch.Size([1, 64, 16, 16])
+    """
     def __init__(self,
         inp:int,     # Channels of the read-out, 2*Dv
         out:int=256, # Channels of each branch, and of the result

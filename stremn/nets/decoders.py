@@ -16,7 +16,28 @@ from .blocks import Refine, ResBlock
 
 # %% ../../nbs/library/32_nets.decoders.ipynb #7c83bf78
 class MaskDecoder(nn.Module):
-    "STM's decoder at any depth: a residual block, a refinement for each skip, one logit a pixel."
+    """STM's decoder at any depth: a residual block, a refinement for each skip, one logit a pixel.
+
+    Args:
+        inp: channels of the read-out, 2*Dv.
+        skips: channels of the encoder's maps that are finer than the read-out, finest first; each
+            map has twice the height and width of the next.
+        width: channels inside, one number or `len(skips)+1` of them, from entry to the finest map.
+            Default 64.
+        use_skips: False: the finer maps are ignored (the paper's sentence in Sec. 3.3).
+        stm: True: as in STM, with a residual block on each skip and two logits instead of one.
+        finest: stride of the finest map, which the last enlargement undoes. Default 2; 4 with a
+            ResNet.
+
+    Raises:
+        StremnError: when `width` has another length, or, in the forward pass, when the number of
+            maps is not `len(skips)`.
+
+    Example:
+        >>> decoder = MaskDecoder(128, skips=(24,))
+        >>> decoder(torch.rand(1, 128, 16, 16), [torch.rand(1, 24, 32, 32)]).shape
+        torch.Size([1, 64, 64])
+    """
     def __init__(self,
         inp:int,             # Channels of the read-out, 2*Dv
         skips:Sequence[int], # Channels of the encoder maps finer than the read-out, finest first

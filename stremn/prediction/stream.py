@@ -27,7 +27,23 @@ def find_predictor(
     model:nn.Module|str|Path, # Network; what `stremn.load` accepts; or a name in `WEIGHTLESS`
     device:str="cpu",         # "cpu", "cuda" or "auto"
 )->nn.Module:                 # On that device
-    "A network that predicts, given as itself, by name or as a file."
+    """A network that predicts, given as itself, by name or as a file.
+
+    Args:
+        model: a network; the name of a bundled one or a weights file, as `stremn.load` takes it; or
+            a predictor without weights: "copy", "median" or "velocity".
+        device: "cpu", "cuda" or "auto", the best there is. Default "cpu".
+
+    Returns:
+        The network on that device. It is the same object if a network was given.
+
+    Raises:
+        StremnError: for an unknown name, a file that holds no network, or a device that is absent.
+
+    Example:
+        >>> predictor = VideoPredictor(find_predictor("prediction-small"))
+        >>> copy_last = find_predictor("copy")
+    """
     if isinstance(model, nn.Module): return model.to(pick_device(device))
     return BASELINES[model]() if model in WEIGHTLESS else load(model, device)
 

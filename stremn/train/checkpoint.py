@@ -20,7 +20,21 @@ from ..models.hub import read_file
 
 # %% ../../nbs/library/54_train.checkpoint.ipynb #5acf0f21
 class RunFiles:
-    "The files of a training run."
+    """The files of a training run; nothing is read or written before a method is called.
+
+    Attributes, all of them paths: `folder`, `checkpoint` (weights, optimiser and step), `log` (a
+    line of JSON a step), `card` (how the weights were made), `weights` (the finished network) and
+    `averaged` (mean of the best snapshots).
+
+    Args:
+        folder: Folder of the run; it need not exist.
+
+    Example:
+        >>> files = RunFiles("runs/mine")
+        >>> if files.weights.exists(): model = stremn.load(files.weights)
+        >>> files.snapshot(2000).name
+        'step-002000.safetensors'
+    """
     def __init__(self,
         folder:Path|str, # Of the run
     ):
