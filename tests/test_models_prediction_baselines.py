@@ -5,12 +5,13 @@ import torch
 import torch.nn.functional as F
 
 from random_video import video
+from stremn.config import from_json, to_json
 from stremn.core import StremnError, make_generator
-from stremn.config import to_json
 from stremn.models.hub import TASKS, load, save_weights
-from stremn.config import from_json
 from stremn.models.prediction import OUTPUTS, PredictionModel
-from stremn.models.prediction_baselines import BASELINES, ConstantVelocity, ConvLSTM, ConvLSTMCell, ConvLSTMConfig, CopyLast, Inception, MedianOfSeen, PredRNN, PredRNNConfig, SimVP, SimVPConfig, STLSTMCell, correlate_phase, global_shift, translate
+from stremn.models.prediction_baselines import (
+    BASELINES, ConstantVelocity, ConvLSTM, ConvLSTMCell, ConvLSTMConfig, CopyLast, Inception, MedianOfSeen, PredRNN,
+    PredRNNConfig, SimVP, SimVPConfig, STLSTMCell, correlate_phase, global_shift, translate)
 
 SMALL = {"convlstm": lambda **c: ConvLSTM(ConvLSTMConfig(**dict(hidden=3, layers=2, kernel=3, patch=2) | c)),
          "predrnn": lambda **c: PredRNN(PredRNNConfig(**dict(hidden=3, layers=2, kernel=3, patch=2) | c)),
@@ -68,7 +69,7 @@ def test_flat_pictures_do_not_move():
     assert torch.equal(ConstantVelocity()(black, 2), black[:, :2])
 
 
-def test_moved_repeats_the_border():
+def test_a_translated_frame_repeats_the_border():
     x = torch.rand(3, 2, 5, 7, generator=make_generator(0))
     shift = torch.tensor([[2, -3], [0, 0], [-9, 9]])
     out = translate(x, shift)
@@ -81,12 +82,12 @@ def test_moved_repeats_the_border():
 
 def test_constant_velocity_carries_on_and_copy_does_not():
     world = torch.rand(1, 1, 8, 60, generator=make_generator(1))
-    film = torch.stack([world[..., 2 * t:2 * t + 16] for t in range(8)], 1)
-    out = ConstantVelocity()(film[:, :3], 4)
+    pan = torch.stack([world[..., 2 * t:2 * t + 16] for t in range(8)], 1)
+    out = ConstantVelocity()(pan[:, :3], 4)
     for n in range(4):
-        torch.testing.assert_close(out[:, n, ..., :16 - 2 * (n + 1)], film[:, 3 + n, ..., :16 - 2 * (n + 1)])
-    assert torch.equal(CopyLast()(film[:, :3], 4), film[:, 2:3].expand(-1, 4, -1, -1, -1))
-    apart = torch.stack([film[0, :3], film[0, :3].flip(-1)])                      # each video by itself
+        torch.testing.assert_close(out[:, n, ..., :16 - 2 * (n + 1)], pan[:, 3 + n, ..., :16 - 2 * (n + 1)])
+    assert torch.equal(CopyLast()(pan[:, :3], 4), pan[:, 2:3].expand(-1, 4, -1, -1, -1))
+    apart = torch.stack([pan[0, :3], pan[0, :3].flip(-1)])                      # each video by itself
     torch.testing.assert_close(ConstantVelocity()(apart, 2)[1], out[0, :2].flip(-1))
 
 
@@ -102,8 +103,8 @@ def test_conv_lstm_equations(inp, hidden, kernel):
     wi, wf, wo = cell.peep
     new = torch.sigmoid(f + wf * c) * c + torch.sigmoid(i + wi * c) * torch.tanh(g)
     shown = torch.sigmoid(o + wo * new) * torch.tanh(new)
-    for ours, judge in zip(cell(x, h, c), (shown, new)):
-        torch.testing.assert_close(ours, judge)
+    for ours, expected in zip(cell(x, h, c), (shown, new)):
+        torch.testing.assert_close(ours, expected)
 
 
 @pytest.mark.parametrize("inp, hidden, kernel", [(1, 2, 1), (3, 2, 3), (2, 4, 5)])
@@ -118,8 +119,8 @@ def test_st_lstm_equations(inp, hidden, kernel):
     W, nil = cell.of_cm.weight, torch.zeros(hidden, dtype=torch.float64)
     o = torch.sigmoid(X[6] + Hs[3] + convolve((W[:, :hidden], nil), c1) + convolve((W[:, hidden:], nil), m1))
     shown = o * torch.tanh(convolve((cell.show.weight, nil), torch.cat([c1, m1], 1)))
-    for ours, judge in zip(cell(x, h, c, m), (shown, c1, m1)):
-        torch.testing.assert_close(ours, judge)
+    for ours, expected in zip(cell(x, h, c, m), (shown, c1, m1)):
+        torch.testing.assert_close(ours, expected)
 
 
 def test_inception_is_a_sum_of_branches():
@@ -229,6 +230,24 @@ def test_bad_input_is_one_line(name):
         with pytest.raises(StremnError, match=message) as e:
             model(*args)
         assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("name", ["memory", *BASELINES])
+@torch.no_grad()
+def test_every_config_says_what_its_network_asks_of_frames(name):
+    model = PredictionModel() if name == "memory" else BASELINES[name]()
+    need = model.config
+    stored = {"channels", "multiple", "min_frames"} & to_json(need).keys()
+    assert stored == {"channels"} or name in ("copy", "median", "velocity")              # fields on disk stay as they are
+    side = 2 * need.multiple
+    enough = torch.rand(1, need.min_frames, need.channels, side, side, generator=make_generator(0))
+    assert model(enough, 2).shape == (1, 2, need.channels, side, side)
+    if need.min_frames > 1:
+        with pytest.raises(StremnError, match=f"expected at least {need.min_frames}, found {need.min_frames - 1}"):
+            model(enough[:, 1:], 2)
+    if need.multiple > 1:
+        with pytest.raises(StremnError, match=f"multiples of {need.multiple}"):
+            model(enough[..., 1:], 2)
 
 
 @pytest.mark.parametrize("make, message", [
