@@ -238,7 +238,7 @@ def test_every_config_says_what_its_network_asks_of_frames(name):
     model = PredictionModel() if name == "memory" else BASELINES[name]()
     need = model.config
     stored = {"channels", "multiple", "min_frames"} & to_json(need).keys()
-    assert stored == {"channels"} or name in ("copy", "median", "velocity")              # fields on disk stay as they are
+    assert stored == {"channels"} or name in ("copy", "median", "velocity")  # fields on disk stay as they are
     side = 2 * need.multiple
     enough = torch.rand(1, need.min_frames, need.channels, side, side, generator=make_generator(0))
     assert model(enough, 2).shape == (1, 2, need.channels, side, side)

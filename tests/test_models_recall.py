@@ -1,14 +1,14 @@
-"""Contracts of the network that recalls pixels: compared with loops, causal, streams equal clips, every weight learns."""
+"""Contracts of the network that recalls pixels: compared with loops, causal, equal in streams, every weight learns."""
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from helpers import TINY_PREDICTION_BANK
 from random_video import depends_on_the_past_only, video
 from stremn.config import from_json, to_json
 from stremn.core import StremnError, make_generator
-from stremn.memory.bank import BankConfig
 from stremn.memory.read import affinity
 from stremn.memory.rules import RULES
 from stremn.memory.update import Memory
@@ -17,8 +17,7 @@ from stremn.models.prediction import PredictionConfig, PredictionModel, stack_re
 from stremn.models.recall import GAIN, START, RecallConfig, RecallModel, paint, warped
 from stremn.prediction.stream import VideoPredictor
 
-BANK = BankConfig(memory_channels=6, query_channels=6, key_channels=4, value_channels=5, update_channels=3, slots=3,
-                  pinned=0, similarity="l2", locality=.5, shared_keys=True)
+BANK = replace(TINY_PREDICTION_BANK, locality=.5)
 SMALL = RecallConfig(widths=(4, 6), strides=(2, 2), groups=2, bank=BANK)
 
 

@@ -20,25 +20,21 @@ from stremn.prediction.files import (
     score_prediction, take_frames)
 from stremn.prediction.stream import VideoPredictor, find_predictor
 from stremn.core import atomic_folder, check_output_folder
-from stremn.memory.bank import BankConfig
 from stremn.models.hub import save_weights
-from stremn.models.prediction import PredictionConfig, PredictionModel
+from stremn.models.prediction import PredictionModel
 from stremn.models.recall import RecallConfig, RecallModel
 from stremn.models.prediction_baselines import ConstantVelocity, ConvLSTM, ConvLSTMConfig, CopyLast, SimVP, SimVPConfig
 from stremn.models.vos import VOSModel
 from stremn.train.loop import FitConfig, fit
+from helpers import TINY_PREDICTION, TINY_PREDICTION_BANK
 from refusals import refused
-
-BANK = BankConfig(memory_channels=6, query_channels=6, key_channels=4, value_channels=5, update_channels=3, slots=3,
-                  pinned=0, similarity="l2", shared_keys=True)
-SMALL = PredictionConfig(widths=(4, 6), strides=(2, 2), groups=2, bank=BANK)
 
 
 def network(**changes):
     "A small network in evaluation mode."
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return PredictionModel(replace(SMALL, **changes)).eval()
+        return PredictionModel(replace(TINY_PREDICTION, **changes)).eval()
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +76,7 @@ def test_configs_and_cards_are_read(model, tmp_path):
     assert input_spec(CopyLast()) == InputSpec(3, 64, 10, 1, 1) and input_spec(ConstantVelocity()).min_frames == 2
     assert input_spec(ConvLSTM(ConvLSTMConfig(channels=3, patch=2, hidden=2, layers=1))) == InputSpec(3, 64, 10, 2, 1)
     assert input_spec(SimVP(SimVPConfig(observed=12))) == InputSpec(1, 64, 12, 4, 12)
-    training = PredictionTraining(SMALL, observed=6, clip=WalkersConfig(size=32))
+    training = PredictionTraining(TINY_PREDICTION, observed=6, clip=WalkersConfig(size=32))
     path = save_weights(model, tmp_path / "net.safetensors", {"config": {"task": to_json(training)}}, "prediction")
     assert input_spec(find_predictor(path)) == input_spec(find_predictor(str(path))) == InputSpec(1, 32, 6, 4, 1)
     for protocol, view, smooth in (("kth", "whole", False), ("h36m", "half", False), ("small", "square", True)):
@@ -91,7 +87,8 @@ def test_configs_and_cards_are_read(model, tmp_path):
 
 def test_what_was_trained_is_predicted_as_it_was_trained(tmp_path, walker):
     "A card as `fit` leaves it, all the way."
-    training = PredictionTraining(SMALL, observed=3, stages=(PredictionPhase(1, 1, 1),), clip=WalkersConfig(size=16))
+    training = PredictionTraining(TINY_PREDICTION, observed=3, stages=(PredictionPhase(1, 1, 1),),
+                                  clip=WalkersConfig(size=16))
     weights = fit(PredictionTask(training), FitConfig(warmup=1), tmp_path / "run", "cpu", progress=False)
     assert input_spec(find_predictor(weights)) == InputSpec(1, 16, 3, 4, 1)
     done = predict_video(weights, folder_of(tmp_path / "f", walker), tmp_path / "o",
@@ -102,7 +99,8 @@ def test_what_was_trained_is_predicted_as_it_was_trained(tmp_path, walker):
 def test_a_network_that_recalls_is_one_of_them(tmp_path, walker):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        net = RecallModel(RecallConfig(widths=(4, 6), strides=(2, 2), groups=2, bank=replace(BANK, locality=1.)))
+        bank = replace(TINY_PREDICTION_BANK, locality=1.)
+        net = RecallModel(RecallConfig(widths=(4, 6), strides=(2, 2), groups=2, bank=bank))
     weights = save_weights(net, tmp_path / "r.safetensors", {}, "recall")
     assert input_spec(find_predictor(weights)) == InputSpec(1, 64, 10, 4, 1)
     done = run(weights, folder_of(tmp_path / "f", walker), tmp_path / "o")
@@ -304,7 +302,8 @@ def test_baselines_and_weights_by_name(tmp_path, model, walker):
     (dict(frames=0), "frames: expected 1 or more"), (dict(frames=2.), "frames: expected 1 or more"),
     (dict(observe=0), "observe: expected 1 or more"), (dict(size=18), "size: expected a multiple of 4"),
     (dict(size=4), "size: expected 7 or more"), (dict(view="round"), "view: expected whole, square or half"),
-    (dict(policy="no such rule"), "policy"), (dict(slots=-2), "slots"), (dict(slots="default"), "slots"), (dict(device="tpu"), "device"),
+    (dict(policy="no such rule"), "policy"), (dict(slots=-2), "slots"), (dict(slots="default"), "slots"),
+    (dict(device="tpu"), "device"),
     (dict(fps=-3), "frames a second")])
 def test_a_task_that_cannot_be_done_writes_nothing(tmp_path, model, walker, options, said):
     source = folder_of(tmp_path / "f", walker)
@@ -338,7 +337,7 @@ def test_nothing_is_overwritten_that_is_not_ours(tmp_path, model, walker):
     (out / "thesis.tex").write_text("my life")
     refused("thesis.tex", run, model, source, out, overwrite=True)
     check_output_folder(tmp_path / "new", False)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["f", "walk.mp4", "o"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["f", "o", "walk.mp4"]
 
 
 def test_whatever_goes_wrong_leaves_no_folder(tmp_path, model, walker, monkeypatch):

@@ -1,4 +1,4 @@
-"""Contracts of the stream: it says what whole clips say, shares a network without touching it, and refuses in one line."""
+"""Contracts of the stream: it says what whole clips say, only reads the network, and refuses in one line."""
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -6,26 +6,24 @@ from dataclasses import replace
 import pytest
 import torch
 
+from helpers import TINY_PREDICTION, TINY_PREDICTION_BANK
 from random_video import video
 from refusals import refused
 from stremn.core import StremnError, make_generator
-from stremn.memory.bank import BankConfig, UpdatePolicy
+from stremn.memory.bank import UpdatePolicy
 from stremn.memory.rules import RULES, Rule, oldest
-from stremn.models.prediction import PredictionConfig, PredictionModel, stack_recent
+from stremn.models.prediction import PredictionModel, stack_recent
 from stremn.models.prediction_baselines import (
     ConstantVelocity, ConvLSTM, ConvLSTMConfig, CopyLast, PredRNN, PredRNNConfig, SimVP, SimVPConfig)
 from stremn.prediction.stream import VideoPredictor, find_predictor, predict_clips
 
-BANK = BankConfig(memory_channels=6, query_channels=6, key_channels=4, value_channels=5, update_channels=3, slots=3,
-                  pinned=0, similarity="l2", shared_keys=True)
-SMALL = PredictionConfig(widths=(4, 6), strides=(2, 2), groups=2, bank=BANK)
 
 
 def network(seed=0, bank=None, **changes):
     "A small network in evaluation mode."
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return PredictionModel(replace(SMALL, bank=replace(BANK, **(bank or {})), **changes)).eval()
+        return PredictionModel(replace(TINY_PREDICTION, bank=replace(TINY_PREDICTION_BANK, **(bank or {})), **changes)).eval()
 
 
 def observed(model, frames, *args, **options):
@@ -71,7 +69,7 @@ def test_a_roll_out_gives_the_numbers_of_whole_clips_and_the_memory_after_each_s
     m, clip = network(output="sigmoid"), torch.rand(1, 5, 1, 8, 12, generator=make_generator(1))
     m.train()
     found, rows = with_history(m, clip[0], 6, policy, slots, seed=7)
-    assert m.training and m.bank.policy == UpdatePolicy.from_config(BANK)
+    assert m.training and m.bank.policy == UpdatePolicy.from_config(TINY_PREDICTION_BANK)
     assert torch.allclose(found, predict_clips(m, clip, 6, policy, slots, 7)[0], atol=1e-6)
     most = 2 if policy == "first_last" else 10                  # that rule throws frames away before the slots are full
     assert len(rows) == 10 and max(map(len, rows)) == min(slots, most) and not found.requires_grad
@@ -125,7 +123,7 @@ def test_a_policy_may_be_a_name_a_rule_a_function_or_a_value():
     ways = ["oldest", RULES["oldest"], Rule(oldest), oldest, UpdatePolicy("oldest", 3, pinned=0)]
     found = [observed(model, frames, way) for way in ways]
     assert all(torch.equal(found[0].predict(3), p.predict(3)) and p.stored_frames == [5, 6, 7] for p in found)
-    assert VideoPredictor(model).policy == UpdatePolicy.from_config(BANK).but(noise="never")
+    assert VideoPredictor(model).policy == UpdatePolicy.from_config(TINY_PREDICTION_BANK).but(noise="never")
     assert VideoPredictor(model, UpdatePolicy("newest", 6, pinned=2), 4).policy.slots == 4
     assert VideoPredictor(model, slots=math.inf).policy.capacity == math.inf
 
@@ -209,7 +207,7 @@ def test_policy_and_slots_are_for_one_call_only():
     assert torch.allclose(own, predict_clips(model, frames, 4, batch=2), atol=1e-6)
     without, unbounded = (predict_clips(model, frames, 4, slots=k) for k in (0, math.inf))
     assert not torch.allclose(own, without) and not torch.allclose(own, unbounded)
-    assert model.training and model.bank.policy == UpdatePolicy.from_config(BANK)
+    assert model.training and model.bank.policy == UpdatePolicy.from_config(TINY_PREDICTION_BANK)
     with torch.no_grad():
         found = model(frames, 4, policy=model.bank.policy.but(slots=0))
     torch.testing.assert_close(without, found, atol=1e-6, rtol=0)
