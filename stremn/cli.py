@@ -90,11 +90,13 @@ class SegmentOptions:
         from stremn.vos.multiscale import MULTI_SCALE, TestTimeConfig, make_views
         from stremn.vos.stream import VideoSegmenter
         far = self.max_distance
-        if far is not None and not 0<far<1e6: refuse(f"--max-distance: expected a positive number, found {far}")
+        if far is not None and not 0<far<1e6:
+            refuse(f"--max-distance: expected a positive number, found {far}")
         policy = None if self.policy=="default" else self.policy
         scales = MULTI_SCALE if self.multi_scale else (1.,)
         views = TestTimeConfig(make_views(scales, self.flip), far)
-        return VideoSegmenter(self.weights, policy, slots_of(self.slots), self.device, test_time=views)
+        slots = slots_of(self.slots)
+        return VideoSegmenter(self.weights, policy, slots, self.device, test_time=views)
 
 # %% ../nbs/library/90_cli.ipynb #be1e3519
 def check_mask(
@@ -107,8 +109,10 @@ def check_mask(
     if mask is None: refuse(f"{where}: expected a mask for the first frame, found none")
     (h,w),found = size,tuple(mask.shape)
     if (h, w)!=found:
-        refuse(f"{where}: expected a mask of {w}x{h} (width x height) as {source}, found {found[1]}x{found[0]}")
-    if not bool((mask>0).any()): refuse(f"{where}: expected at least one object, found only background")
+        refuse(f"{where}: expected a mask of {w}x{h} (width x height) as {source}, "
+               f"found {found[1]}x{found[0]}")
+    if not bool((mask>0).any()):
+        refuse(f"{where}: expected at least one object, found only background")
 
 # %% ../nbs/library/90_cli.ipynb #5c68c9e0
 @dataclass
@@ -140,8 +144,8 @@ class Segment(SegmentOptions):
         check_apart(self.out, self.mask, "mask")
         check_mask(mask, source.size, self.mask, self.source)
         with no_traces(self.out):
-            done = segment_video(segmenter, source, mask, self.out, video=self.video, overwrite=self.overwrite,
-                                  progress=not self.quiet)
+            done = segment_video(segmenter, source, mask, self.out, video=self.video,
+                                 overwrite=self.overwrite, progress=not self.quiet)
         print(f"{done.frames} masks in {done.folder}, objects {', '.join(map(str, done.objects))}")
         for held in done.memory:
             who,what = (', '.join(map(str, x)) for x in (held.objects, held.frames))
@@ -200,7 +204,8 @@ def seen_categories(
     if not hasattr(data, "notes"): return None
     train = data.root.parent/"train"/"meta.json"
     if not train.is_file():
-        refuse(f"{train}: expected the list that says which categories are seen in training, found none")
+        refuse(f"{train}: expected the list that says which categories are seen in training, "
+               "found none")
     seen = categories(read_meta(train))
     unseen_objects(data.notes, seen)                                           # refuses a split without categories
     return seen
@@ -214,7 +219,8 @@ def server_line(
     from stremn.data.catalog import SOURCES
     server = SOURCES[f"{'YouTube-VOS' if year>=2018 else 'DAVIS'} {year}"]
     do = "--zip FILE packs the masks for it" if file is None else f"hand in {file}"
-    return f"not scored: the true masks of this split are with the server, and so are the scores; {do} ({server})"
+    return ("not scored: the true masks of this split are with the server, and so are the scores; "
+            f"{do} ({server})")
 
 # %% ../nbs/library/90_cli.ipynb #1f736afe
 @dataclass
@@ -239,12 +245,14 @@ class DatasetOptions(SegmentOptions):
 
     def videos(self): # `DAVIS` or `YouTubeVOS`
         "What there is to segment, when the options fit it."
-        data = open_split(self.root, self.year, self.split, self.resolution, self.all_frames, self.allow_missing)
+        data = open_split(self.root, self.year, self.split, self.resolution, self.all_frames,
+                          self.allow_missing)
         if self.zip is None: return data
-        if self.zip.suffix!=".zip": refuse(f"--zip: expected a name ending in .zip, found {self.zip}")
+        if self.zip.suffix!=".zip":
+            refuse(f"--zip: expected a name ending in .zip, found {self.zip}")
         if data.missing:
-            refuse(f"--zip: expected a whole split, found {len(data.missing)} of its videos absent, "
-                   f"such as {', '.join(data.missing[:3])}")
+            refuse(f"--zip: expected a whole split, found {len(data.missing)} of its videos "
+                   f"absent, such as {', '.join(data.missing[:3])}")
         return data
 
 # %% ../nbs/library/90_cli.ipynb #9a11c102
@@ -260,7 +268,8 @@ def segment_missing(
         segmenter = made()
         segmenter.reset()
         return segmenter
-    with no_traces(options.pred): new = len(segment_dataset(fresh, data, options.pred, not options.quiet))
+    with no_traces(options.pred):
+        new = len(segment_dataset(fresh, data, options.pred, not options.quiet))
     kind = "video" if options.year>=2018 else "sequence"
     return f"{new} {kind}{'s'*(new!=1)} segmented now, {len(data)-new} found in {options.pred}"
 
@@ -270,7 +279,8 @@ def pack(
 )->str:      # What was done
     "Pack the masks for the server."
     from stremn.vos.files import zip_masks
-    with no_traces(options.zip.parent): return f"packed in {zip_masks(options.pred, data, options.zip)}"
+    with no_traces(options.zip.parent):
+        return f"packed in {zip_masks(options.pred, data, options.zip)}"
 
 def score(
     options, # `Evaluate`
@@ -334,7 +344,8 @@ class TrainOptions:
         "How the options change the way a network is optimised."
         for name in ("steps", "size", "batch"):
             value = getattr(self, name)
-            if value is not None and value<=0: refuse(f"--{name}: expected a positive number, found {value}")
+            if value is not None and value<=0:
+                refuse(f"--{name}: expected a positive number, found {value}")
         fit = dict(seed=self.seed, workers=self.workers, save_every=self.save_every)
         return fit if self.precision=="default" else fit | {"precision":self.precision}
 
@@ -355,7 +366,8 @@ def changed_recipe(
     from stremn.train.loop import shorten
     training = shorten(recipe.training, steps)
     stages = tuple(replace(s, batch=batch or s.batch) for s in training.stages)
-    return replace(recipe, training=replace(training, stages=stages), fit=replace(recipe.fit, **fit))
+    training = replace(training, stages=stages)
+    return replace(recipe, training=training, fit=replace(recipe.fit, **fit))
 
 def chosen_recipes(
     recipes:Sequence,    # Of a protocol of `vos`
@@ -375,8 +387,9 @@ def print_dry_run(
 )->None:
     "What a step costs, in a line."
     m = record.metrics
-    print(f"{record.name}: {m['seconds']:.1f} s a step, {m['operations']/1e12:.2f}e12 multiply-adds, "
-          f"{m['bytes']/2**30:.1f} GiB; {record.config['steps']:,} steps: {m['whole']/86400:.1f} days here")
+    step = f"{m['seconds']:.1f} s a step, {m['operations']/1e12:.2f}e12 multiply-adds"
+    whole = f"{record.config['steps']:,} steps: {m['whole']/86400:.1f} days here"
+    print(f"{record.name}: {step}, {m['bytes']/2**30:.1f} GiB; {whole}")
 
 def print_finished(
     steps:int,  # Of the whole run
@@ -402,13 +415,15 @@ def train_predictor(
         refuse(f"--protocol: expected {', '.join(RECIPES)} for prediction, found {o.protocol}")
     if o.start is not None: refuse(f"--start: expected none for prediction, found {o.start}")
     if o.parts: refuse(f"--parts: expected none for prediction, found {' '.join(o.parts)}")
-    if os.environ.get("WORLD_SIZE", "1")!="1": refuse("train prediction: expected one process, found torchrun")
+    if os.environ.get("WORLD_SIZE", "1")!="1":
+        refuse("train prediction: expected one process, found torchrun")
     recipe = changed_recipe(recipe_of(o.network, o.protocol, o.seed), o.steps, o.batch, o.fitted())
     if o.dry_run: return print_dry_run(dry_run(recipe, o.device, o.size))
     before = steps_taken(o.out)
     with no_traces(o.out):
         task = prediction_task(recipe.training, o.data, o.size)
-        done = fit_averaged(task, recipe.fit, o.out, device=o.device, progress=not o.quiet, greedy=True)
+        done = fit_averaged(task, recipe.fit, o.out, device=o.device, progress=not o.quiet,
+                            greedy=True)
     print_finished(task.steps, before, done)
 
 # %% ../nbs/library/90_cli.ipynb #9a11c101
@@ -433,7 +448,9 @@ def train_segmenter(
     print_finished(sum(r.steps for r in recipes), before, done)
 
 # %% ../nbs/library/90_cli.ipynb #b299fa00
-Predictor = Literal["recall", "recall-without", "prediction", "prediction-without", "convlstm", "predrnn", "simvp"]
+Predictor = Literal["recall", "recall-without", "prediction", "prediction-without", "convlstm",
+                    "predrnn", "simvp"]
+PREDICTORS = f"{{{','.join(get_args(Predictor))}}}"
 
 # %% ../nbs/library/90_cli.ipynb #b299faae
 @dataclass
@@ -448,7 +465,7 @@ class Train(TrainOptions):
     protocol:Literal["tiny", "small", "paper", "kth", "h36m", "mmnist"] = "tiny"
     """tiny: synthetic clips, for two CPU cores; small: real video, for a GPU or for hours; paper (vos): both stages of the
     paper, for many GPUs; kth, h36m, mmnist (prediction): the paper's network on KTH, Human3.6M, Moving MNIST."""
-    network:Annotated[Predictor|None, tyro.conf.arg(metavar=f"{{{','.join(get_args(Predictor))}}}")] = None
+    network:Annotated[Predictor|None, tyro.conf.arg(metavar=PREDICTORS)] = None
     """The predictor to train (left out: recall at tiny and small, else prediction). prediction: the paper's, its memory
     keeps features; recall: pixels, too; -without: without a memory; the others: baselines, tiny and small only."""
     data:Path = Path("data")
@@ -511,7 +528,8 @@ class Predict:
         def own(word): return None if word=="default" else word
         options = PredictOptions(
             observe=self.observe, frames=self.frames, start=self.start_frame, size=self.size,
-            view=own(self.view), policy=own(self.policy), slots=slots_of(self.slots, 0), device=self.device,
+            view=own(self.view), policy=own(self.policy), slots=slots_of(self.slots, 0),
+            device=self.device,
             video=self.video, overwrite=self.overwrite, progress=not self.quiet)
         with no_traces(self.out): done = predict_video(self.weights, self.source, self.out, options)
         print(done.summary)
@@ -547,11 +565,14 @@ class Data:
         from stremn.data.catalog import describe_data, describe_prediction
         found = describe_data(self.root)+describe_prediction(self.root)
         rows = [("data set", "split", "resolution", "found", "official", "where")]
-        rows += [(r.dataset, r.split, r.resolution, str(r.found), str(r.expected or ""), r.where) for r in found]
+        rows += [(r.dataset, r.split, r.resolution, str(r.found), str(r.expected or ""), r.where)
+                 for r in found]
         width = [max(len(r[i]) for r in rows) for i in range(5)]
         for r in rows: print("  ".join([*(c.ljust(w) for c,w in zip(r, width)), r[5]]).rstrip())
-        for command in dict.fromkeys(data_command(r.use) for r in found if r.use): print("next:", command)
-        for name,source in dict.fromkeys((r.dataset, r.source) for r in found if r.source and not r.complete):
+        commands = dict.fromkeys(data_command(r.use) for r in found if r.use)
+        for command in commands: print("next:", command)
+        wanted = dict.fromkeys((r.dataset, r.source) for r in found if r.source and not r.complete)
+        for name,source in wanted:
             print(f"get {name}: {source}")
 
 @dataclass
@@ -565,7 +586,8 @@ class Models:
             steps,task = (model.card.get(k, "?") for k in ("steps", "task"))
             made = model.card.get("summary") or f"{steps} steps of task {task}"
             print(f"{name}  {sum(p.numel() for p in model.parameters()):,} weights  {made}")
-        if not available(): print("no weights came with this copy of stremn; make some: stremn train vos --out run")
+        if not available():
+            print("no weights came with this copy of stremn; make some: stremn train vos --out run")
 
 # %% ../nbs/library/90_cli.ipynb #42fce44e
 @dataclass
@@ -576,7 +598,7 @@ class Table:
     name:tyro.conf.Positional[Literal["1", "2", "3", "5", "6", "long"]]
     """Table of the paper (3: policies of the small network on real video; 5: predictors on synthetic and real clips), or
     long: 1,000-frame videos."""
-    run_missing:Annotated[bool, tyro.conf.arg(name="run"), getattr(tyro.conf, "FlagCreatePairsOff", None)] = False
+    run_missing:Annotated[Flag, tyro.conf.arg(name="run")] = False
     "Train and measure what has no record; takes hours for all tables, may be stopped and started."
     out:Annotated[Path|None, tyro.conf.arg(metavar="DIR")] = None
     "Folder of the records; the default is the one this copy came with."
@@ -620,7 +642,8 @@ class Reproduce:
         from stremn.experiments.claims import reproduce
         from stremn.experiments.tables import stored_records
         if self.out.is_file(): refuse(f"{self.out}: expected a folder to make, found a file")
-        with no_traces(self.out): report = reproduce(self.out, stored_records(), self.rows or None, not self.quiet)
+        with no_traces(self.out):
+            report = reproduce(self.out, stored_records(), self.rows or None, not self.quiet)
         print(report.read_text())
         print(f"Look at {report} and the figures beside it.")
 
@@ -631,7 +654,8 @@ class Bench:
     "Folder to make: report.md, figures, records."
     quick:Flag = False
     "Seconds instead of minutes: the shipped weights on small frames, few rounds."
-    networks:Annotated[tuple[Literal["tiny", "paper"],...], tyro.conf.arg(metavar="NAME ...")] = ("tiny", "paper")
+    networks:Annotated[tuple[Literal["tiny", "paper"],...], tyro.conf.arg(metavar="NAME ...")] = \
+        ("tiny", "paper")
     "tiny: the shipped weights; paper: ResNet-50 at 480 x 854."
     device:Literal["auto", "cpu", "cuda"] = "cpu"
     "Where to compute; auto takes a GPU if there is one."
@@ -641,7 +665,8 @@ class Bench:
     def run(self)->None:
         "Measure, print the report, and say where to look."
         from stremn.experiments.benchmark import bench
-        with no_traces(self.out): report = bench(self.out, self.quick, self.device, self.networks, None, not self.quiet)
+        with no_traces(self.out):
+            report = bench(self.out, self.quick, self.device, self.networks, None, not self.quiet)
         print(report.read_text())
         print(f"Look at {report} and the figures beside it.")
 
@@ -649,7 +674,8 @@ class Bench:
 _as = tyro.conf.subcommand
 Command = Annotated[Segment, _as("segment")] | Annotated[Evaluate, _as("evaluate")] | \
     Annotated[Predict, _as("predict")] | Annotated[Train, _as("train")] | \
-    Annotated[Data, _as("data")] | Annotated[Models, _as("models")] | Annotated[Table, _as("table")] | \
+    Annotated[Data, _as("data")] | Annotated[Models, _as("models")] | \
+    Annotated[Table, _as("table")] | \
     Annotated[Reproduce, _as("reproduce")] | Annotated[Bench, _as("bench")]
 
 def parse(
@@ -659,7 +685,8 @@ def parse(
     return tyro.cli(Command, prog="stremn", args=words,
                     config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
                     description="Slot memory for video: segment, predict, evaluate, train, measure. "
-                                "`stremn COMMAND --help` explains a command, `stremn --version` says which this is.")
+                                "`stremn COMMAND --help` explains a command, "
+                                "`stremn --version` says which this is.")
 
 # %% ../nbs/library/90_cli.ipynb #29f80e6d
 def run(

@@ -13,25 +13,21 @@ import pytest
 import torch
 from PIL import Image
 
+from helpers import TINY_VOS, files_below, make_davis_2016, stremn_main
 import stremn
 from stremn import cli
 from stremn.vos import train as curriculum
-from stremn.train import loop as train
+from stremn.vos import train as vos_train
 from stremn.experiments.prediction import NETWORKS
 from stremn.results import Record
 from stremn.core import StremnError
 from stremn.data.chameleon import ChameleonConfig, chameleon
 from stremn.data.video import VideoWriter
 from stremn.images import PALETTE, read_mask, to_pixels, write_mask
-from stremn.memory.bank import BankConfig
 from stremn.memory.rules import RULES
 from stremn.models.prediction_baselines import WEIGHTLESS
-from stremn.models.vos import VOSConfig
 
 SIZE, FRAMES = 64, 7
-BANK = BankConfig(memory_channels=12, query_channels=12, key_channels=8, value_channels=8, update_channels=8, slots=3,
-                  similarity="l2", shared_keys=True)
-MODEL = VOSConfig(widths=(8, 12), decoder_width=8, bank=BANK)
 
 
 @pytest.fixture
@@ -53,23 +49,6 @@ def work(tmp_path, monkeypatch, weights) -> Path:
     return tmp_path
 
 
-def tree(root: Path) -> dict:
-    "Every file and folder below `root`, hidden ones too, with the bytes of the files."
-    return {p.relative_to(root).as_posix(): p.read_bytes() if p.is_file() else None for p in sorted(root.rglob("*"))}
-
-
-def stremn_main(capsys, *words) -> tuple[int, list[str], list[str]]:
-    "Exit status, stdout and stderr."
-    capsys.readouterr()
-    try:
-        cli.main([str(w) for w in words])
-        status = 0
-    except SystemExit as e:
-        status = e.code
-    said = capsys.readouterr()
-    return status, said.out.splitlines(), said.err.splitlines()
-
-
 def segment(capsys, weights, source="frames", *more, mask="first.png", out="masks"):
     words = ["segment", source, "--mask", mask, "--out", out, "--device", "cpu", *more]
     return stremn_main(capsys, *words, *([] if "--weights" in more else ["--weights", weights]))
@@ -78,7 +57,7 @@ def segment(capsys, weights, source="frames", *more, mask="first.png", out="mask
 # ---------------------------------------------------------------- it works
 @pytest.mark.parametrize("source", ["frames", "clip.mp4"])
 def test_segment_writes_masks_and_overlay(work, weights, capsys, source):
-    before = tree(work)
+    before = files_below(work)
     status, out, err = segment(capsys, weights, source, "--quiet")
     assert (status, err) == (0, []) and out[0] == "7 masks in masks, objects 1, 7" and "frames 0, " in out[1]
     names = [f"{t:04d}" if source == "frames" else f"{t:05d}" for t in range(FRAMES)]
@@ -94,7 +73,7 @@ def test_segment_writes_masks_and_overlay(work, weights, capsys, source):
         shown = [f.to_ndarray(format="rgb24").shape for f in box.decode(video=0)]
         assert shown == [(48, 64, 3)] * FRAMES
         assert source == "frames" or box.streams.video[0].average_rate == 12
-    assert {k: v for k, v in tree(work).items() if not k.startswith("masks")} == before
+    assert {k: v for k, v in files_below(work).items() if not k.startswith("masks")} == before
 
 
 def test_options_reach_the_segmenter(work, weights, capsys):
@@ -106,25 +85,9 @@ def test_options_reach_the_segmenter(work, weights, capsys):
     assert status == 0 and len(list((work / "a/b/c").glob("*.png"))) == FRAMES
 
 
-def davis(work: Path) -> Path:
-    "A DAVIS 2016 tree of two made sequences with one object each."
-    root, lines = work / "DAVIS", []
-    for n, name in enumerate(("one", "two")):
-        clip = chameleon(n, ChameleonConfig(frames=5, size=48, modes=2))
-        for t in range(5):
-            frame, mask = (root / kind / "480p" / name / f"{t:05d}" for kind in ("JPEGImages", "Annotations"))
-            frame.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(to_pixels(clip.frames[t])).save(frame.with_suffix(".jpg"))
-            write_mask(mask.with_suffix(".png"), clip.masks[t])
-            lines.append(f"/JPEGImages/480p/{name}/{t:05d}.jpg /Annotations/480p/{name}/{t:05d}.png\n")
-    (root / "ImageSets" / "480p").mkdir(parents=True)
-    (root / "ImageSets" / "480p" / "val.txt").write_text("".join(lines))
-    return root
-
-
 def test_evaluate_segments_what_is_missing_and_scores(work, weights, capsys):
-    words = ["evaluate", davis(work), "--pred", "pred", "--year", "2016", "--weights", weights, "--quiet"]
-    before = tree(work / "DAVIS")
+    words = ["evaluate", make_davis_2016(work), "--pred", "pred", "--year", "2016", "--weights", weights, "--quiet"]
+    before = files_below(work / "DAVIS")
     status, out, err = stremn_main(capsys, *words)
     assert (status, err) == (0, []) and out[-1].startswith("2 sequences segmented now, 0 found in pred")
     assert sorted(p.name for p in (work / "pred").iterdir()) == ["one", "scores.csv", "two"]
@@ -137,11 +100,11 @@ def test_evaluate_segments_what_is_missing_and_scores(work, weights, capsys):
     assert (status, err) == (0, []) and out[-1].startswith("0 sequences segmented now, 2 found in pred")
     scored = [r for r in csv.DictReader((work / "pred" / "scores.csv").open()) if r["video"] in ("one", "two")]
     assert [(r["video"], float(r["J"]), float(r["F"])) for r in scored] == [("one", 1., 1.), ("two", 1., 1.)]
-    assert tree(work / "DAVIS") == before
+    assert files_below(work / "DAVIS") == before
 
 
 def test_data_lists_what_is_there(work, capsys):
-    davis(work)
+    make_davis_2016(work)
     status, out, err = stremn_main(capsys, "data", work)
     assert (status, err) == (0, []) and out[0].startswith("data set")
     assert any(line.split()[:5] == ["DAVIS", "2016", "val", "480p", "2"] for line in out)
@@ -161,19 +124,19 @@ def test_models_lists_weights(capsys, monkeypatch, tmp_path):
 
 
 def test_train_goes_on_and_refuses_another_config(work, capsys, monkeypatch):
-    tiny = train.ChameleonTraining()
+    tiny = vos_train.ChameleonTraining()
     stages = tuple(replace(s, batch=1, clip=replace(s.clip, size=16)) for s in tiny.stages)
-    small = replace(tiny, model=MODEL, stages=stages)
+    small = replace(tiny, model=TINY_VOS, stages=stages)
     monkeypatch.setitem(curriculum.PROTOCOLS, "tiny", lambda: (curriculum.Recipe("", small, train.FitConfig()),))
     words = ["train", "vos", "--out", "runs/a", "--device", "cpu", "--quiet", "--steps", "1"]
     status, out, err = stremn_main(capsys, *words)
     assert (status, err, out) == (0, [], ["3 steps, finished: weights in runs/a/model.safetensors"])
-    before = tree(work)
+    before = files_below(work)
     status, out, _ = stremn_main(capsys, *words, "--save-every", "7")
-    assert status == 0 and "was finished before" in out[0] and tree(work) == before
+    assert status == 0 and "was finished before" in out[0] and files_below(work) == before
     for other in (["--seed", "1"], ["--steps", "9"]):
         status, out, err = stremn_main(capsys, *words, *other)
-        assert (status, out, len(err)) == (2, [], 1) and "last.safetensors" in err[0] and tree(work) == before
+        assert (status, out, len(err)) == (2, [], 1) and "last.safetensors" in err[0] and files_below(work) == before
 
 
 def test_reproduce_ends_in_a_report(work, capsys):
@@ -301,13 +264,13 @@ FOLDERS = ["out is not empty", "out holds other things", "out is a file", "out b
 def test_bad_input_gives_one_line_and_leaves_nothing(work, weights, capsys, case, deep):
     plan = spoil(work, case)
     plan.setdefault("out", "new/masks" if deep else "masks")
-    before = tree(work)
+    before = files_below(work)
     words = ["--quiet", *plan.get("more", [])]
     source, mask = plan.get("source", "frames"), plan.get("mask", "first.png")
     status, out, err = segment(capsys, weights, source, *words, mask=mask, out=plan["out"])
     assert (status, out, len(err)) == (2, [], 1), (status, out, err)
     assert err[0].startswith("stremn: error: ") and all(p in err[0] for p in plan["pieces"]), err[0]
-    assert tree(work) == before
+    assert files_below(work) == before
 
 
 def test_the_line_is_a_line_of_its_own_after_a_progress_bar(work, weights, capsys):
@@ -339,22 +302,22 @@ def test_the_line_is_a_line_of_its_own_after_a_progress_bar(work, weights, capsy
     (["reproduce", "--rows", "nobody"], ["nobody", "oldest"]),
     (["reproduce", "--out", "first.png"], ["first.png"])])
 def test_other_commands_refuse_in_one_line(work, capsys, words, pieces):
-    davis(work)
-    before = tree(work)
+    make_davis_2016(work)
+    before = files_below(work)
     status, out, err = stremn_main(capsys, *words, "--quiet") if words[0] != "data" else stremn_main(capsys, *words)
     assert (status, out, len(err)) == (2, [], 1), (status, out, err)
     assert err[0].startswith("stremn: error: ") and all(p in err[0] for p in pieces), err[0]
-    assert tree(work) == before
+    assert files_below(work) == before
 
 
 def test_a_sequence_without_objects_is_named(work, weights, capsys):
-    mask = davis(work) / "Annotations" / "480p" / "one" / "00000.png"
+    mask = make_davis_2016(work) / "Annotations" / "480p" / "one" / "00000.png"
     write_mask(mask, read_mask(mask) * 0)
-    before = tree(work)
+    before = files_below(work)
     words = ["evaluate", "DAVIS", "--pred", "pred", "--year", "2016", "--weights", weights, "--quiet"]
     status, out, err = stremn_main(capsys, *words)
     assert (status, out, len(err)) == (2, [], 1) and "one" in err[0] and "at least one object" in err[0]
-    assert tree(work) == before
+    assert files_below(work) == before
 
 
 @pytest.mark.parametrize(("error", "status", "line"), [
@@ -384,9 +347,9 @@ def test_from_a_shell(work, weights):
     words = [program, "segment", "frames", "--mask", "first.png", "--out", "masks", "--weights", weights, "--quiet"]
     done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (0, "") and len(list((work / "masks").glob("*.png"))) == FRAMES
-    before = tree(work)
+    before = files_below(work)
     done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=300)
-    assert (done.returncode, done.stdout) == (2, "") and tree(work) == before
+    assert (done.returncode, done.stdout) == (2, "") and files_below(work) == before
     assert done.stderr.startswith("stremn: error: masks: ") and done.stderr.count("\n") == 1
 
 
@@ -410,11 +373,11 @@ def test_predict_goes_on_where_frames_end(work, capsys):
     status, out, err = stremn_main(capsys, *words, "--frames", "2", "--out", "a", "--no-video")
     assert (status, err) == (0, []) and "2 predicted after 3 seen" in out[0]
     assert len(list((work / "a").glob("*.png"))) == 2 and (work / "a/metrics.csv").is_file()
-    before = tree(work)
+    before = files_below(work)
     for more, piece in {("--slots", "3"): "slots", ("--slots", "few"): "--slots", ("--weights", "nobody"): "nobody",
                         ("--frames", "0"): "frames", ("--start-frame", "99"): "frames"}.items():
         status, out, err = stremn_main(capsys, *words, "--out", "b", *more)
-        assert (status, out, len(err)) == (2, [], 1) and piece in err[0] and tree(work) == before
+        assert (status, out, len(err)) == (2, [], 1) and piece in err[0] and files_below(work) == before
 
 
 def test_train_prediction_goes_on(work, capsys, monkeypatch):
@@ -435,12 +398,12 @@ def test_train_prediction_goes_on(work, capsys, monkeypatch):
     assert status == 0 and "was finished before" in out[0]
     status, out, err = stremn_main(capsys, *words, "--dry-run", "--batch", "2")
     assert (status, len(out)) == (0, 1) and "multiply-adds" in out[0]
-    before = tree(work)
+    before = files_below(work)
     for more, piece in {("--protocol", "paper"): "--protocol: expected tiny, small, kth", ("--start", "x"): "--start",
                         ("--parts", "soft"): "--parts: expected none for prediction, found soft",
                         ("--seed", "1"): "last.safetensors", ("--protocol", "small", "--data", "none"): "none"}.items():
         status, out, err = stremn_main(capsys, *words, *more)
-        assert (status, out, len(err)) == (2, [], 1) and piece in err[0] and tree(work) == before, err
+        assert (status, out, len(err)) == (2, [], 1) and piece in err[0] and files_below(work) == before, err
     status, out, err = stremn_main(capsys, "train", "vos", "--out", "v", "--network", "simvp")
     assert (status, len(err)) == (2, 1) and "--network" in err[0]
     status, out, err = stremn_main(capsys, "train", "vos", "--out", "v", "--protocol", "kth")
@@ -450,6 +413,6 @@ def test_train_prediction_goes_on(work, capsys, monkeypatch):
 def test_a_mask_is_not_deleted_by_what_it_starts(work, weights, capsys):
     (work / "o").mkdir()
     (work / "o/first.png").write_bytes((work / "first.png").read_bytes())
-    before = tree(work)
+    before = files_below(work)
     status, _, err = segment(capsys, weights, "frames", "--overwrite", mask="o/first.png", out="o")
-    assert status == 2 and "another folder than that of the mask" in err[0] and tree(work) == before
+    assert status == 2 and "another folder than that of the mask" in err[0] and files_below(work) == before

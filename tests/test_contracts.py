@@ -307,3 +307,5 @@ def test_docstrings_are_not_counted_as_code():
 def test_a_comment_may_be_wider_than_its_code():
     assert not contracts.too_wide("x = 1" + " " * 80 + "  # " + "c" * 30)
     assert contracts.too_wide("x = " + "1+" * 50 + "1  # c") and contracts.too_wide("x = 1  # " + "c" * 120)
+    assert contracts.documentation(contracts.ast.parse('x = "a"\n"b"\nclass C:\n    y = 1\n    "c"\n')) == {2, 5}
+    assert not contracts.too_wide("c" * 110, True) and contracts.too_wide("c" * 121, True)
