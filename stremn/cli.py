@@ -463,8 +463,8 @@ class Train(TrainOptions):
     out:Path = tyro.MISSING
     "Folder of the run: checkpoint, log, weights, card."
     protocol:Literal["tiny", "small", "paper", "kth", "h36m", "mmnist"] = "tiny"
-    """tiny: synthetic clips, for two CPU cores; small: real video, for a GPU or for hours; paper (vos): both stages of the
-    paper, for many GPUs; kth, h36m, mmnist (prediction): the paper's network on KTH, Human3.6M, Moving MNIST."""
+    """tiny: synthetic clips, for two CPU cores; small: real video, for a GPU or for hours; paper (vos): both stages of
+    the paper, for many GPUs; kth, h36m, mmnist (prediction): the paper's network on KTH, Human3.6M, Moving MNIST."""
     network:Annotated[Predictor|None, tyro.conf.arg(metavar=PREDICTORS)] = None
     """The predictor to train (left out: recall at tiny and small, else prediction). prediction: the paper's, its memory
     keeps features; recall: pixels, too; -without: without a memory; the others: baselines, tiny and small only."""
@@ -596,8 +596,8 @@ class Table:
 
     Example: stremn table 1 --run"""
     name:tyro.conf.Positional[Literal["1", "2", "3", "5", "6", "long"]]
-    """Table of the paper (3: policies of the small network on real video; 5: predictors on synthetic and real clips), or
-    long: 1,000-frame videos."""
+    """Table of the paper (3: policies of the small network on real video; 5: predictors on synthetic and real clips),
+    or long: 1,000-frame videos."""
     run_missing:Annotated[Flag, tyro.conf.arg(name="run")] = False
     "Train and measure what has no record; takes hours for all tables, may be stopped and started."
     out:Annotated[Path|None, tyro.conf.arg(metavar="DIR")] = None
@@ -684,8 +684,8 @@ def parse(
     "Words to a command; usage errors and --help leave from here."
     return tyro.cli(Command, prog="stremn", args=words,
                     config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
-                    description="Slot memory for video: segment, predict, evaluate, train, measure. "
-                                "`stremn COMMAND --help` explains a command, "
+                    description="Slot memory for video: segment, predict, evaluate, train, "
+                                "measure. `stremn COMMAND --help` explains a command, "
                                 "`stremn --version` says which this is.")
 
 # %% ../nbs/library/90_cli.ipynb #29f80e6d

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from test_cli import davis, stremn_main, tree
 
+from helpers import files_below, make_davis_2016, stremn_main
 from stremn import cli
 from stremn.data.chameleon import ChameleonConfig, chameleon
 from stremn.images import PALETTE, read_mask, to_pixels, write_mask
@@ -55,7 +55,7 @@ def evaluate(capsys, weights, root, *more):
 @pytest.mark.parametrize("year", ["2018", "2019"])
 def test_youtube_with_the_truth_is_scored_by_seen_and_unseen(work, weights, capsys, year):
     root = youtube(work, public=True)
-    before = tree(root)
+    before = files_below(root)
     status, out, err = evaluate(capsys, weights, root, "--year", year)
     assert (status, err) == (0, []) and out[-1].startswith("2 videos segmented now, 0 found in pred; scores in")
     assert [line.split("|")[1].strip() for line in out[2:5]] == ["seen", "unseen", "overall"]
@@ -71,7 +71,7 @@ def test_youtube_with_the_truth_is_scored_by_seen_and_unseen(work, weights, caps
     assert "| overall | 4 | 1.000 |" in " ".join(out)
     rows = list(csv.DictReader((work / "pred" / "scores.csv").open()))
     assert [(r["object"], r["group"], float(r["J"])) for r in rows] == [("1", "seen", 1.), ("2", "unseen", 1.)] * 2
-    assert tree(root) == before
+    assert files_below(root) == before
 
 
 def test_youtube_without_the_truth_is_packed_for_the_server(work, weights, capsys):
@@ -112,7 +112,7 @@ def test_a_damaged_truth_is_not_taken_for_a_hidden_one(work, weights, capsys):
 
 # ---------------------------------------------------------------- DAVIS
 def test_test_dev_is_segmented_and_packed(work, weights, capsys):
-    root = davis(work)
+    root = make_davis_2016(work)
     (root / "ImageSets" / "2017").mkdir()
     (root / "ImageSets" / "2017" / "test-dev.txt").write_text("one\ntwo\n")
     for name in ("one", "two"):
@@ -128,7 +128,7 @@ def test_test_dev_is_segmented_and_packed(work, weights, capsys):
 
 
 def test_a_public_split_is_scored_and_packed(work, weights, capsys):
-    status, out, err = evaluate(capsys, weights, davis(work), "--year", "2016", "--zip", "v.zip")
+    status, out, err = evaluate(capsys, weights, make_davis_2016(work), "--year", "2016", "--zip", "v.zip")
     assert (status, err) == (0, []) and "packed in v.zip; scores in pred/scores.csv" in out[-1]
     assert (work / "v.zip").is_file() and "| one | 1 |" in " ".join(out)
 
@@ -136,7 +136,7 @@ def test_a_public_split_is_scored_and_packed(work, weights, capsys):
 def test_weights_are_read_once_and_only_if_something_is_missing(work, weights, capsys, monkeypatch):
     made, own = [], cli.SegmentOptions.segmenter
     monkeypatch.setattr(cli.SegmentOptions, "segmenter", lambda self: made.append(1) or own(self))
-    root = davis(work)
+    root = make_davis_2016(work)
     assert evaluate(capsys, weights, root, "--year", "2016", "--policy", "random")[0] == 0 and made == [1]
     fresh = own(cli.parse(["segment", "x", "--mask", "y", "--out", "z", "--policy", "random", "--weights",
                             str(weights)]))
@@ -160,7 +160,7 @@ def test_looks_reach_the_segmenter(weights, words, looks, far):
 
 
 def test_the_mirror_changes_the_masks_and_policy_and_slots_still_count(work, weights, capsys):
-    root = davis(work)
+    root = make_davis_2016(work)
     frames, first = root / "JPEGImages" / "480p" / "one", root / "Annotations" / "480p" / "one" / "00000.png"
     for out, more in (("plain", []), ("looks", ["--flip", "--multi-scale", "--max-distance", "0.5"])):
         status, said, err = stremn_main(capsys, "segment", frames, "--mask", first, "--out", out, "--weights", weights,
@@ -187,26 +187,28 @@ def test_the_mirror_changes_the_masks_and_policy_and_slots_still_count(work, wei
     (["--year", "2016", "--split", "test-dev"], ["test-dev", "lists for val"]),
     (["--split", "nowhere"], ["nowhere"])])
 def test_wrong_options_give_one_line_and_leave_nothing(work, weights, capsys, words, pieces):
-    root = davis(work)
-    before = tree(work)
+    root = make_davis_2016(work)
+    before = files_below(work)
     status, out, err = evaluate(capsys, weights, root, *["--year", "2016"][:2 * ("--max-distance" in words)], *words)
     assert (status, out, len(err)) == (2, [], 1), (status, out, err)
     assert err[0].startswith("stremn: error: ") and all(p in err[0] for p in pieces), err[0]
-    assert tree(work) == before
+    assert files_below(work) == before
 
 
 def test_a_part_of_a_split_is_scored_but_not_packed(work, weights, capsys):
-    root = davis(work)
+    root = make_davis_2016(work)
     for kind in ("JPEGImages", "Annotations"):
         (root / kind / "480p" / "two").rename(work / kind)
-    before = tree(work)
+    before = files_below(work)
     words = ["--year", "2016", "--allow-missing"]
     status, out, err = evaluate(capsys, weights, root, *words, "--zip", "v.zip")
-    assert (status, out, len(err)) == (2, [], 1) and "--zip" in err[0] and "two" in err[0] and tree(work) == before
+    assert (status, out, len(err)) == (2, [], 1) and "--zip" in err[0] and "two" in err[0]
+    assert files_below(work) == before
     assert evaluate(capsys, weights, root, *words)[0] == 0
 
 
-@pytest.mark.parametrize("words", [["--year", "2020"], ["--max-distance", "near"], ["--max-distance"], ["--filp"], ["--zip"]])
+@pytest.mark.parametrize("words", [["--year", "2020"], ["--max-distance", "near"], ["--max-distance"], ["--filp"],
+                                   ["--zip"]])
 def test_usage_errors_end_with_2_and_name_the_option(work, weights, capsys, words):
     status, out, err = evaluate(capsys, weights, "DAVIS", *words)
     assert (status, out) == (2, []) and words[0] in " ".join(err) and not list(work.iterdir())

@@ -65,7 +65,8 @@ def good_tree(tmp_path_factory) -> Path:
     for name in ("settings.ini", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, root)
     (root / "CHANGELOG.md").write_text(f"# Change log\n\n## {contracts.settings(ROOT)['version']}\n")
-    write_notebook(root / "nbs" / "index.ipynb", words("# Small\n\n> A small tree\n\nSee [one](library/01_core.ipynb)."),
+    index = "# Small\n\n> A small tree\n\nSee [one](library/01_core.ipynb)."
+    write_notebook(root / "nbs" / "index.ipynb", words(index),
                    code("1 + 2", shown()))
     write_notebook(root / "nbs" / ONE, code("#| default_exp core"), words("# One\n\n> Adds one"),
                    code("#| export\ndef one(x): return x + 1"), code("one(2)", shown()))

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from helpers import TINY_PREDICTION, TINY_PREDICTION_BANK
 from random_video import depends_on_the_past_only, video
 from stremn.config import from_json, to_json
 from stremn.core import StremnError, make_generator
-from stremn.memory.bank import BankConfig
 from stremn.memory.read import affinity, pixels
 from stremn.memory.rules import RULES
 from stremn.memory.similarity import best_match_similarity
@@ -19,15 +19,12 @@ from stremn.models.prediction import (
     stack_recent)
 from stremn.models.presets import paper_prediction
 
-BANK = BankConfig(memory_channels=6, query_channels=6, key_channels=4, value_channels=5, update_channels=3, slots=3,
-                  pinned=0, similarity="l2", shared_keys=True)
-SMALL = PredictionConfig(widths=(4, 6), strides=(2, 2), groups=2, bank=BANK)
 
 
 def network(seed=0, double=True, bank=None, **changes):
     "A small network in evaluation mode."
     torch.manual_seed(seed)
-    config = replace(SMALL, bank=replace(BANK, **(bank or {})), **changes)
+    config = replace(TINY_PREDICTION, bank=replace(TINY_PREDICTION_BANK, **(bank or {})), **changes)
     model = PredictionModel(config).eval()
     return model.double() if double else model
 
@@ -75,7 +72,8 @@ def test_state_dict_keys_are_stable():
 
 
 def test_configs_survive_json_and_files(tmp_path):
-    for config in (PredictionConfig(), paper_prediction(channels=3), replace(SMALL, output="clamp", memory=False)):
+    clamped = replace(TINY_PREDICTION, output="clamp", memory=False)
+    for config in (PredictionConfig(), paper_prediction(channels=3), clamped):
         assert from_json(PredictionConfig, to_json(config)) == config
     model = network(double=False)
     again = load(save_weights(model, tmp_path / "p.safetensors", {"note": "untrained"}, "prediction"))
@@ -99,7 +97,7 @@ def test_paper_size():
     (dict(widths=(4, 8)), "bank.memory_channels: expected 8"), (dict(groups=0), "groups: expected 1")])
 def test_config_errors(changes, message):
     with pytest.raises(StremnError, match=message):
-        replace(SMALL, **changes)
+        replace(TINY_PREDICTION, **changes)
 
 
 # ---- pieces --------------------------------------------------------------------------------------------------------

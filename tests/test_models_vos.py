@@ -8,7 +8,8 @@ from stremn.core import StremnError, make_generator
 from stremn.memory.bank import Decision
 from stremn.memory.rules import RULES
 from stremn.memory.update import Memory, Template
-from stremn.models.vos import VOSConfig, VOSModel, aggregate, choose_without_padding, mask_planes, objects_per_memory, object_rows
+from stremn.models.vos import (
+    VOSConfig, VOSModel, aggregate, choose_without_padding, mask_planes, object_rows, objects_per_memory)
 from stremn.core import at_least_float32
 
 SMALL = VOSConfig(widths=(5, 6), decoder_width=5, key_gain=6., bank=replace(

@@ -23,7 +23,8 @@ def network(seed=0, bank=None, **changes):
     "A small network in evaluation mode."
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return PredictionModel(replace(TINY_PREDICTION, bank=replace(TINY_PREDICTION_BANK, **(bank or {})), **changes)).eval()
+        bank = replace(TINY_PREDICTION_BANK, **(bank or {}))
+        return PredictionModel(replace(TINY_PREDICTION, bank=bank, **changes)).eval()
 
 
 def observed(model, frames, *args, **options):
