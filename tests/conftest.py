@@ -28,20 +28,20 @@ def data_root() -> Path:
 
 @pytest.fixture(scope="module")
 def model():
-    "The small untrained network of `test_infer.network`."
-    from test_vos_stream import network
+    "The tiny untrained network of `helpers.network`."
+    from helpers import network
     return network()
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
     "Weights file of a small network: what it draws is nonsense, what it writes must be right."
-    from test_cli import MODEL
+    from helpers import TINY_VOS
 
     from stremn.models.hub import save_weights
     from stremn.models.vos import VOSModel
     torch.manual_seed(0)
-    return save_weights(VOSModel(MODEL), tmp_path_factory.mktemp("weights") / "random.safetensors", {"steps": 0})
+    return save_weights(VOSModel(TINY_VOS), tmp_path_factory.mktemp("weights") / "random.safetensors", {"steps": 0})
 
 
 @pytest.fixture(scope="module")

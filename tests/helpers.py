@@ -1,6 +1,7 @@
 "Shared by several test modules: pictures, folders and small configs."
 import gzip
 import json
+from dataclasses import replace
 
 import av
 import numpy as np
@@ -9,13 +10,35 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from stremn import cli
 from stremn.core import make_generator
 from stremn.data.augment import AugmentConfig
+from stremn.data.chameleon import ChameleonConfig, chameleon
 from stremn.data.video import VideoWriter
-from stremn.images import write_mask
+from stremn.images import to_pixels, write_mask
+from stremn.memory.bank import BankConfig
+from stremn.models.prediction import PredictionConfig
+from stremn.models.vos import VOSConfig, VOSModel
 
+TINY_BANK = BankConfig(memory_channels=12, query_channels=12, key_channels=8, value_channels=8, update_channels=8,
+                       slots=3, similarity="l2", shared_keys=True)
+TINY_VOS = VOSConfig(widths=(8, 12), decoder_width=8, bank=TINY_BANK)
+TINY_PREDICTION_BANK = BankConfig(memory_channels=6, query_channels=6, key_channels=4, value_channels=5,
+                                  update_channels=3, slots=3, pinned=0, similarity="l2", shared_keys=True)
+TINY_PREDICTION = PredictionConfig(widths=(4, 6), strides=(2, 2), groups=2, bank=TINY_PREDICTION_BANK)
+UNEQUAL_BANK = BankConfig(memory_channels=6, query_channels=7, key_channels=4, value_channels=5, update_channels=3,
+                          slots=4)                                    # no two numbers of channels are the same
 NO_COLOUR_CHANGE = AugmentConfig(brightness=0, contrast=0, saturation=0, hue=0, grey=0,
                                  frame_brightness=0, frame_contrast=0, frame_saturation=0)
+
+
+def network(seed=0, **changes):
+    "A tiny untrained network in evaluation mode; `changes` are fields of its config or of its bank's."
+    bank = {name: value for name, value in changes.items() if hasattr(TINY_BANK, name)}
+    others = {name: value for name, value in changes.items() if name not in bank}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return VOSModel(replace(TINY_VOS, **{"bank": replace(TINY_BANK, **bank)} | others)).eval()
 
 
 def boxes_picture(seed=0, size=(24, 36)):
@@ -153,3 +176,93 @@ def vos_benchmark(pred, truth, drop_ends=True):
     for p, t in pairs[1:-1] if drop_ends else pairs:
         evaluator.feed_frame(p, t)
     return tuple({int(k): float(v) / 100 for k, v in x.items()} for x in evaluator.conclude())
+
+
+# ---------------------------------------------------------------- stills
+STILL_SIZE = (24, 36)
+
+
+def save_pixels(path, pixels):
+    "Pixels (H,W) or (H,W,3) in a file; missing folders are made."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def saliency_mask(levels=(0, 255)):
+    "One object in a mask of two levels or more."
+    out = np.full(STILL_SIZE, levels[0], np.uint8)
+    out[6:18, 8:28] = levels[-1]
+    if len(levels) > 2:
+        out[6, 8:28] = levels[1]
+    return out
+
+
+def people_mask():
+    "Two objects, numbered."
+    out = np.zeros(STILL_SIZE, np.uint8)
+    out[4:20, 4:12], out[4:20, 20:28] = 1, 2
+    return out
+
+
+STILL_LAYOUTS = {"ecssd": ("images/{}.jpg", "ground_truth_mask/{}.png", saliency_mask),
+                 "hku-is": ("imgs/{}.png", "gt/{}.png", saliency_mask),
+                 "msra10k": ("MSRA10K_Imgs_GT/Imgs/{}.jpg", "MSRA10K_Imgs_GT/Imgs/{}.png", saliency_mask),
+                 "pennfudan": ("PNGImages/{}.png", "PedMasks/{}_mask.png", people_mask),
+                 "folders": ("images/{}.jpg", "masks/{}.png", people_mask)}
+
+
+def make_stills(root, layout, names=("2", "10")):
+    "Random pictures and their masks in an official tree."
+    image, mask, draw = STILL_LAYOUTS[layout]
+    for k, name in enumerate(names):
+        write_picture(root / image.format(name), k, STILL_SIZE)
+        save_pixels(root / mask.format(name), draw())
+
+
+def box_polygon(x, y, w, h):
+    "A box as COCO writes polygons."
+    return [x, y, x + w, y, x + w, y + h, x, y + h]
+
+
+def make_coco(root, annotations, pictures=(7, 40), split="train2017"):
+    "COCO's tree with two pictures listed, and those of `pictures` stored."
+    for k in pictures:
+        write_picture(root / split / f"{k:012d}.jpg", k, STILL_SIZE)
+    (root / "annotations").mkdir(exist_ok=True)
+    images = [{"id": k, "file_name": f"{k:012d}.jpg"} for k in (7, 40)]
+    listed = json.dumps({"images": images, "annotations": annotations})
+    (root / "annotations" / f"instances_{split}.json").write_text(listed)
+
+
+# ---------------------------------------------------------------- the command line
+def files_below(root):
+    "Every file and folder below `root`, hidden ones too, with the bytes of the files."
+    return {p.relative_to(root).as_posix(): p.read_bytes() if p.is_file() else None for p in sorted(root.rglob("*"))}
+
+
+def stremn_main(capsys, *words):
+    "Exit status, lines of stdout, lines of stderr."
+    capsys.readouterr()
+    try:
+        cli.main([str(w) for w in words])
+        status = 0
+    except SystemExit as e:
+        status = e.code
+    printed = capsys.readouterr()
+    return status, printed.out.splitlines(), printed.err.splitlines()
+
+
+def make_davis_2016(work):
+    "A DAVIS 2016 tree of two synthetic sequences with one object each."
+    root, lines = work / "DAVIS", []
+    for n, name in enumerate(("one", "two")):
+        clip = chameleon(n, ChameleonConfig(frames=5, size=48, modes=2))
+        for t in range(5):
+            frame, mask = (root / kind / "480p" / name / f"{t:05d}" for kind in ("JPEGImages", "Annotations"))
+            frame.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(to_pixels(clip.frames[t])).save(frame.with_suffix(".jpg"))
+            write_mask(mask.with_suffix(".png"), clip.masks[t])
+            lines.append(f"/JPEGImages/480p/{name}/{t:05d}.jpg /Annotations/480p/{name}/{t:05d}.png\n")
+    (root / "ImageSets" / "480p").mkdir(parents=True)
+    (root / "ImageSets" / "480p" / "val.txt").write_text("".join(lines))
+    return root

@@ -1,15 +1,16 @@
 """Stills to clips: labels that stay on their objects, official trees of pictures, refusals."""
-import json
 import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from scipy.io import loadmat, savemat
 
-from helpers import NO_COLOUR_CHANGE, boxes_picture
+from helpers import (
+    NO_COLOUR_CHANGE, STILL_LAYOUTS, STILL_SIZE, box_polygon, boxes_picture, make_coco, make_stills, people_mask,
+    save_pixels, write_picture,
+)
 from refusals import refused
 from stremn.core import make_generator
 from stremn.data import stills
@@ -19,7 +20,7 @@ from stremn.data.stills import (
 )
 from stremn.images import write_mask
 
-H, W = 24, 36
+H, W = STILL_SIZE
 
 
 # ---------------------------------------------------------------- stills to clips
@@ -107,61 +108,24 @@ def test_a_small_still_keeps_shape_and_labels():
 
 
 # ---------------------------------------------------------------- official trees
-def save(path, array):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array).save(path)
-
-
-def photo(seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (H, W, 3), dtype=np.uint8)
-
-
-def saliency(levels=(0, 255)):
-    out = np.full((H, W), levels[0], np.uint8)
-    out[6:18, 8:28] = levels[-1]
-    if len(levels) > 2:
-        out[6, 8:28] = levels[1]
-    return out
-
-
-def people():
-    out = np.zeros((H, W), np.uint8)
-    out[4:20, 4:12], out[4:20, 20:28] = 1, 2
-    return out
-
-
-PAIRS = {"ecssd": ("images/{}.jpg", "ground_truth_mask/{}.png", saliency),
-         "hku-is": ("imgs/{}.png", "gt/{}.png", saliency),
-         "msra10k": ("MSRA10K_Imgs_GT/Imgs/{}.jpg", "MSRA10K_Imgs_GT/Imgs/{}.png", saliency),
-         "pennfudan": ("PNGImages/{}.png", "PedMasks/{}_mask.png", people),
-         "folders": ("images/{}.jpg", "masks/{}.png", people)}
-
-
-def make_tree(root, layout, names=("2", "10")):
-    image, mask, draw = PAIRS[layout]
-    for k, name in enumerate(names):
-        save(root / image.format(name), photo(k))
-        save(root / mask.format(name), draw())
-
-
-@pytest.mark.parametrize("layout", PAIRS)
+@pytest.mark.parametrize("layout", STILL_LAYOUTS)
 def test_each_layout_is_recognised_and_read(layout, tmp_path):
-    make_tree(tmp_path, layout)
+    make_stills(tmp_path, layout)
     for s in (StillFolder(tmp_path), StillFolder(tmp_path, layout)):
         assert s.layout == layout and s.names == ["2", "10"] and len(s) == 2
         frame, labels = s[1]
         assert frame.shape == (3, H, W) and frame.dtype == torch.float32
-        assert (labels.numpy() > 0).tolist() == (PAIRS[layout][2]() > 0).tolist()
-        assert labels.max() == (2 if PAIRS[layout][2] is people else 1)
+        assert (labels.numpy() > 0).tolist() == (STILL_LAYOUTS[layout][2]() > 0).tolist()
+        assert labels.max() == (2 if STILL_LAYOUTS[layout][2] is people_mask else 1)
 
 
 @pytest.mark.parametrize("compressed", (False, True))
 @pytest.mark.parametrize("dtype", (np.uint8, np.uint16, np.float64))
 def test_masks_of_sbd_equal_scipys(tmp_path, dtype, compressed):
     file = tmp_path / "inst" / "2008_000002.mat"
-    save(tmp_path / "img" / "2008_000002.jpg", photo())
+    write_picture(tmp_path / "img" / "2008_000002.jpg", 0, STILL_SIZE)
     file.parent.mkdir()
-    fields = {"Boundaries": [[1, 2]], "Segmentation": people().astype(dtype), "Categories": np.array([[15], [15]])}
+    fields = {"Boundaries": [[1, 2]], "Segmentation": people_mask().astype(dtype), "Categories": np.array([[15], [15]])}
     savemat(file, {"other": np.eye(3), "GTinst": fields}, do_compression=compressed)
     s = StillFolder(tmp_path)
     assert s.layout == "sbd" and s[0][1].tolist() == loadmat(file)["GTinst"]["Segmentation"][0, 0].tolist()
@@ -174,23 +138,11 @@ def test_masks_of_sbd_equal_scipys(tmp_path, dtype, compressed):
     refused("found no such file", stills.read_sbd, tmp_path / "none.mat")
 
 
-def box(x, y, w, h):
-    return [x, y, x + w, y, x + w, y + h, x, y + h]
-
-
-def make_coco(root, annotations, pictures=(7, 40), split="train2017"):
-    for k in pictures:
-        save(root / split / f"{k:012d}.jpg", photo(k))
-    (root / "annotations").mkdir(exist_ok=True)
-    images = [{"id": k, "file_name": f"{k:012d}.jpg"} for k in (7, 40)]
-    listed = json.dumps({"images": images, "annotations": annotations})
-    (root / "annotations" / f"instances_{split}.json").write_text(listed)
-
-
 def test_coco_skips_crowds_and_puts_small_objects_in_front(tmp_path):
     crowd = {"image_id": 40, "area": 9, "iscrowd": 1, "segmentation": {"counts": [3], "size": [H, W]}}
-    small = {"image_id": 7, "area": 36, "iscrowd": 0, "segmentation": [box(10, 10, 5, 5)]}
-    large = {"image_id": 7, "area": 300, "iscrowd": 0, "segmentation": [box(4, 4, 19, 15), box(30, 2, 3, 3)]}
+    small = {"image_id": 7, "area": 36, "iscrowd": 0, "segmentation": [box_polygon(10, 10, 5, 5)]}
+    outlines = [box_polygon(4, 4, 19, 15), box_polygon(30, 2, 3, 3)]
+    large = {"image_id": 7, "area": 300, "iscrowd": 0, "segmentation": outlines}
     make_coco(tmp_path, [small, crowd, large])
     s = StillFolder(tmp_path)
     assert s.layout == "coco" and s.names == ["000000000007"]                         # 40 has only a crowd
@@ -213,15 +165,15 @@ def test_polygons_have_the_area_of_their_outlines():
 def test_folders_that_do_not_fit_are_refused(tmp_path):
     refused(["nowhere: expected a folder", "no such folder"], StillFolder, tmp_path / "nowhere")
     refused(["expected folders", "images + masks", "found nothing"], StillFolder, tmp_path)
-    make_tree(tmp_path / "a", "folders")
+    make_stills(tmp_path / "a", "folders")
     refused("layout: expected one of auto, coco", StillFolder, tmp_path / "a", "davis")
     refused("instances_train2017.json: expected COCO's instances, found no", StillFolder, tmp_path / "a", "coco")
-    save(tmp_path / "a" / "masks" / "10.png", np.zeros((H, W + 1), np.uint8))
+    save_pixels(tmp_path / "a" / "masks" / "10.png", np.zeros((H, W + 1), np.uint8))
     refused(["10.jpg", f"expected a mask of {W}x{H}", f"found {W + 1}x{H}"], StillFolder(tmp_path / "a").__getitem__, 1)
     (tmp_path / "a" / "masks" / "10.png").unlink()
     refused(["10.jpg: expected a picture", "a mask"], StillFolder, tmp_path / "a")
     (tmp_path / "a" / "images" / "10.jpg").unlink()
-    save(tmp_path / "a" / "masks" / "77.png", people())
+    save_pixels(tmp_path / "a" / "masks" / "77.png", people_mask())
     refused(["77.png: expected a picture"], StillFolder, tmp_path / "a")
     (tmp_path / "a" / "masks" / "77.png").unlink()
     (tmp_path / "a" / "images" / "2.jpg").write_bytes(b"no image")
@@ -229,7 +181,7 @@ def test_folders_that_do_not_fit_are_refused(tmp_path):
 
 
 def test_broken_trees_of_coco_are_refused(tmp_path):
-    one = {"image_id": 7, "area": 1, "iscrowd": 0, "segmentation": [box(2, 2, 5, 5)]}
+    one = {"image_id": 7, "area": 1, "iscrowd": 0, "segmentation": [box_polygon(2, 2, 5, 5)]}
     make_coco(tmp_path, [one], pictures=(40,))
     refused(["000000000007.jpg: expected the 1 pictures", "1 of them missing"], StillFolder, tmp_path)
     make_coco(tmp_path, [{**one, "image_id": 8}])
@@ -241,9 +193,9 @@ def test_broken_trees_of_coco_are_refused(tmp_path):
 
 
 def test_soft_masks_need_a_threshold(tmp_path):
-    save(tmp_path / "images" / "a.png", photo())
+    write_picture(tmp_path / "images" / "a.png", 0, STILL_SIZE)
     soft = np.linspace(0, 255, H * W).reshape(H, W).astype(np.uint8)
-    save(tmp_path / "masks" / "a.png", soft)
+    save_pixels(tmp_path / "masks" / "a.png", soft)
     refused(["a.png: expected a mask", "with threshold="], StillFolder(tmp_path).__getitem__, 0)
     for cut in (1, 100, 128, 255):
         assert StillFolder(tmp_path, threshold=cut)[0][1].tolist() == (soft >= cut).astype(int).tolist()
@@ -252,8 +204,8 @@ def test_soft_masks_need_a_threshold(tmp_path):
 
 
 def test_unlabelled_pixels_are_background(tmp_path):
-    save(tmp_path / "images" / "a.png", photo())
-    labels = torch.from_numpy(people()).long()
+    write_picture(tmp_path / "images" / "a.png", 0, STILL_SIZE)
+    labels = torch.from_numpy(people_mask()).long()
     labels[0] = -1
     write_mask(tmp_path / "masks" / "a.png", labels)
     assert StillFolder(tmp_path)[0][1].unique().tolist() == [0, 1, 2]
@@ -261,8 +213,8 @@ def test_unlabelled_pixels_are_background(tmp_path):
 
 # ---------------------------------------------------------------- an endless supply
 def test_the_sampler_decodes_each_picture_once(tmp_path, monkeypatch):
-    make_tree(tmp_path / "a", "folders")
-    make_tree(tmp_path / "b", "ecssd")
+    make_stills(tmp_path / "a", "folders")
+    make_stills(tmp_path / "b", "ecssd")
     read, calls = stills.read_frame, []
     monkeypatch.setattr(stills, "read_frame", lambda p: calls.append(p) or read(p))
     folders = [StillFolder(tmp_path / n) for n in "ab"]
@@ -279,7 +231,7 @@ def test_the_sampler_decodes_each_picture_once(tmp_path, monkeypatch):
 
 def test_the_sampler_takes_stills_in_memory_and_a_single_folder(tmp_path):
     assert StillSampler([[RED, GREEN]]).sample(make_generator(0), 2, 16).frames.shape == (2, 3, 16, 16)
-    make_tree(tmp_path, "folders")
+    make_stills(tmp_path, "folders")
     assert len(StillSampler(StillFolder(tmp_path))) == 2
     refused("stills: expected at least one, found none", StillSampler, [])
     empty = StillSampler([[WHITE]])

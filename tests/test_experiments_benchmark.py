@@ -15,16 +15,16 @@ from stremn.experiments.benchmark import (COSTS, QUICK, CostEval, bench, claims,
                                           passes_one, series, sizes_in, speedups)
 from stremn.experiments.cost import (METHODS, Sizes, count_flops, filled, held_bytes, linear_slots, sizes_of,
                                      step_flops, steps, with_linear_memory)
-from stremn.memory.bank import BankConfig, MemoryBank
+from stremn.memory.bank import MemoryBank
 from stremn.models.hub import load
 from stremn.models.presets import paper_vos
 from stremn.models.vos import VOSModel
 from stremn.results import Record, load_records
 from stremn.train.profile import peak_bytes
+from helpers import UNEQUAL_BANK
 from refusals import refused
 
 STORED = Path(__file__).resolve().parent.parent / "nbs" / "results" / "records" / "complexity"
-SMALL = BankConfig(memory_channels=6, query_channels=7, key_channels=4, value_channels=5, update_channels=3, slots=4)
 RECORDS = {r.name: r for r in load_records(STORED)} if STORED.is_dir() else {}
 
 
@@ -67,7 +67,7 @@ def test_the_papers_network_has_the_sizes_assumed():
     assert sizes_of(model.bank.config, 30 * 54) == Sizes() and model.feature_stride == 16
 
 
-@pytest.mark.parametrize("config", [SMALL, replace(SMALL, shared_keys=True, similarity="l2")])
+@pytest.mark.parametrize("config", [UNEQUAL_BANK, replace(UNEQUAL_BANK, shared_keys=True, similarity="l2")])
 @pytest.mark.parametrize("T", [20, 120])
 def test_read_bytes_lead_the_peak(config, T):
     s = sizes_of(config, 400)

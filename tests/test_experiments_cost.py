@@ -22,9 +22,9 @@ from stremn.memory.similarity import best_match_similarity
 from stremn.models.hub import load
 from stremn.models.vos_baselines import STMBank
 from stremn.train.profile import peak_bytes
+from helpers import UNEQUAL_BANK
 from refusals import refused
 
-SMALL = BankConfig(memory_channels=6, query_channels=7, key_channels=4, value_channels=5, update_channels=3, slots=4)
 
 
 # ---- operations ----------------------------------------------------------------------------------------------------
@@ -66,10 +66,10 @@ def test_formulas_equal_the_counter(data):
 
 @pytest.mark.parametrize("method", ["stm", "ours", "rule"])
 def test_formulas_hold_while_the_memory_fills(method):
-    bank = MemoryBank(SMALL).eval()
+    bank = MemoryBank(UNEQUAL_BANK).eval()
     b = STMBank.from_bank(bank) if method == "stm" else bank
     policy = bank.policy.but("oldest" if method == "rule" else "learned")
-    s, memory, x, q = sizes_of(SMALL, 12), None, torch.randn(1, 6, 3, 4), torch.randn(1, 7, 3, 4)
+    s, memory, x, q = sizes_of(UNEQUAL_BANK, 12), None, torch.randn(1, 6, 3, 4), torch.randn(1, 7, 3, 4)
     for t in range(12):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             if memory is not None:
@@ -101,7 +101,7 @@ def test_crossings_are_where_the_sums_say(slots, gamma, pixels, method):
 @pytest.mark.parametrize("gamma", [1, 2, 5])
 @pytest.mark.parametrize("shared", [False, True])
 def test_linear_memory_holds_what_stm_holds(gamma, shared):
-    config = replace(SMALL, shared_keys=shared)
+    config = replace(UNEQUAL_BANK, shared_keys=shared)
     bank, memory = STMBank(config, gamma).eval(), None
     maps, queries = torch.randn(30, 2, 6, 2, 3), torch.randn(30, 1, 7, 2, 3)
     group, made = torch.zeros(2, dtype=torch.long), []
@@ -127,7 +127,7 @@ def test_the_linear_memory_shares_weights_and_leaves_the_original_alone():
 
 
 def test_reencoding_gives_the_answer_of_stored_projections():
-    for config in (SMALL, replace(SMALL, shared_keys=True, similarity="l2")):
+    for config in (UNEQUAL_BANK, replace(UNEQUAL_BANK, shared_keys=True, similarity="l2")):
         bank, g = MemoryBank(config).eval(), make_generator(0)
         group, memory = torch.zeros(2, dtype=torch.long), None
         maps, queries = torch.randn(12, 2, 6, 3, 3, generator=g), torch.randn(12, 1, 7, 3, 3, generator=g)
@@ -146,7 +146,7 @@ def test_reencoding_gives_the_answer_of_stored_projections():
 # ---- bytes ---------------------------------------------------------------------------------------------------------
 
 def test_tensor_sizes():
-    bank, s = MemoryBank(SMALL), sizes_of(SMALL, 35, 2)
+    bank, s = MemoryBank(UNEQUAL_BANK), sizes_of(UNEQUAL_BANK, 35, 2)
     memory = filled(bank, [0, 3, 4, 9], (5, 7), 2)
     assert count_bytes(memory) == held_bytes(s, "ours", 99)
     assert count_bytes([affinity(torch.randn(2, 4, 5, 7), memory)]) == affinity_bytes(s, 4)
@@ -185,17 +185,17 @@ with threads(1):
 # ---- records, claims -----------------------------------------------------------------------------------------------
 
 def test_what_cannot_be_counted_is_refused():
-    bank = MemoryBank(SMALL)
+    bank = MemoryBank(UNEQUAL_BANK)
     refused("T and gamma", linear_slots, 0)
     refused("method: expected one of", step_flops, Sizes(), "best", 3)
     refused("method: expected one of", held_bytes, Sizes(), "best", 3)
     refused("stm or reencode", printed_flops, Sizes(), "ours", 3)
-    refused("slots: expected a number", sizes_of, replace(SMALL, slots=None), 9)
-    refused("top_k", sizes_of, replace(SMALL, top_k=3), 9)
-    refused("locality", sizes_of, replace(SMALL, locality=1.), 9)
+    refused("slots: expected a number", sizes_of, replace(UNEQUAL_BANK, slots=None), 9)
+    refused("top_k", sizes_of, replace(UNEQUAL_BANK, top_k=3), 9)
+    refused("locality", sizes_of, replace(UNEQUAL_BANK, locality=1.), 9)
     refused("at least as many frames as slots", steps, bank, (2, 2), 3)
     refused("method: expected one of", steps, bank, (2, 2), 9, methods=["best"])
-    refused("gamma: expected 1 or more", STMBank, SMALL, 0)
+    refused("gamma: expected 1 or more", STMBank, UNEQUAL_BANK, 0)
     refused("gamma: expected 1 or more", STMBank.from_bank, bank, gamma=0)
 
 

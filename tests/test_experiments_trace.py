@@ -9,17 +9,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import rankdata, spearmanr
 
-from stremn.experiments.trace import CELLS, Trace, at_decisions, auc_pairs, distance_histogram, distances, distinct_modes, entering_slots, expected_distances, fingerprint, held_modes, histories, iou_matrix, measure_kept_frames, kept_config, kept_measures, replay, run_kept, score_follows, spearman, timeline_record, trace, trace_video, eviction_targets, logged_rule
-from stremn.results import Record
-from stremn.data.clips import Clip
+from stremn.config import to_json
 from stremn.data.chameleon import ChameleonConfig
-from stremn.vos.stream import VideoSegmenter
+from stremn.data.clips import Clip
+from stremn.experiments.grid import run
 from stremn.experiments.measure import UNBOUNDED, ChameleonEval, frame_scores
+from stremn.experiments.trace import (
+    CELLS, Trace, at_decisions, auc_pairs, distance_histogram, distances, distinct_modes, entering_slots,
+    eviction_targets, expected_distances, fingerprint, held_modes, histories, iou_matrix, kept_measures, kept_rows,
+    logged_rule, measure_kept_frames, measure_kept_row, replay, score_follows, spearman, timeline_record, trace,
+    trace_video)
 from stremn.memory.rules import RULES, Request
 from stremn.memory.similarity import best_match_similarity
 from stremn.models.hub import save_weights
+from stremn.results import Record
+from stremn.vos.stream import VideoSegmenter
+from helpers import network
 from refusals import refused
-from test_vos_stream import network
 
 CLIP = ChameleonConfig(frames=12, size=32, modes=3, stay=(1, 2), fade=1, lookalikes=1)
 
@@ -44,16 +50,16 @@ def test_a_trace_is_what_the_stream_did(model, clips, policy):
     for i, clip in enumerate(clips[:2]):
         row = Trace((clip.name,), *(x[i:i + 1] for x in batch[1:]))
         same(row, trace_video(model, clip, policy, 3, seed=7 + i))
-        plain = VideoSegmenter(model, policy, 3, seed=7 + i)
+        plain = VideoSegmenter(model, policy, 3, "cpu", 7 + i)
         for t, frame in enumerate(clip.frames):
             plain.step(frame, None if t else clip.masks[0])
-            told = plain.memory[0]
-            assert [f for f in row.frames[0, t].tolist() if f >= 0] == list(told.frames)
-            gone = int(row.slot[0, t])
-            assert told.evicted == (None if gone < 0 else int(row.frames[0, t - 1, gone]))
-            if policy == "learned" and told.scores is not None:
+            report = plain.memory[0]
+            assert [f for f in row.frames[0, t].tolist() if f >= 0] == list(report.frames)
+            slot = int(row.slot[0, t])
+            assert report.evicted == (None if slot < 0 else int(row.frames[0, t - 1, slot]))
+            if policy == "learned" and report.scores is not None:
                 scores = [-np.inf if s != s else s for s in row.learned[0, t].tolist()]
-                assert np.allclose(scores, told.scores, atol=1e-6)
+                assert np.allclose(scores, report.scores, atol=1e-6)
 
 
 @pytest.mark.parametrize("policy", [*RULES, UNBOUNDED])
@@ -64,7 +70,7 @@ def test_watching_changes_nothing(model, clips, policy):
     bare = trace(model, some, policy, 3, seed=2, batch=2, weigh=False)
     assert torch.equal(tr.frames, bare.frames) and torch.equal(tr.slot, bare.slot)
     assert bare.learned.isnan().all() and bare.looks.isnan().all()
-    assert model.bank.policy == "learned" and model.bank.slots == 3 and not model.training
+    assert (model.bank.policy.rule, model.bank.policy.slots) == ("learned", 3) and not model.training
 
 
 def test_shapes_and_bookkeeping(learned, clips):
@@ -80,7 +86,7 @@ def test_shapes_and_bookkeeping(learned, clips):
 
 
 def test_similarity_at_the_end_is_that_of_the_memory(model, clips, learned):
-    s = VideoSegmenter(model, "learned", 4)
+    s = VideoSegmenter(model, "learned", 4, "cpu")
     for t, frame in enumerate(clips[3].frames):
         s.step(frame, None if t else clips[3].masks[0])
     keys = s.state.memories[0][0].keys
@@ -122,7 +128,7 @@ def test_iou_matrix_against_counting():
 
 def test_bad_input(model, clips, learned):
     refused("expected a clip or more", trace, model, [])
-    refused("expected at least 3 frames", trace, model, [Clip(clips[0].frames[:2], clips[0].masks[:2])])
+    refused("at least 3 frames", trace, model, [Clip(clips[0].frames[:2], clips[0].masks[:2])])
     refused(["policy: expected one of", "'newst'"], trace, model, clips, "newst")
     refused("an object", trace_video, model, Clip(clips[0].frames, 0 * clips[0].masks))
     refused("queries: expected", distances, learned.frames, "some")
@@ -181,8 +187,8 @@ def without_pictures(policy, N, T, K):
         if 0 < t < K:
             frames = torch.cat([frames, torch.full((N, 1), t)], 1)
         if t >= K:
-            a = RULES[policy](Request(frames=frames, candidates=frames > 0, t=t, offered=t, learned=None,
-                                      appearance=None, generator=g))
+            a = RULES[policy].select(Request(frames=frames, candidates=frames > 0, t=t, offered=t, learned=None,
+                                             appearance=None, generator=g))
             frames = torch.where(a > .5, t, frames)
         out.append(torch.nn.functional.pad(frames, (0, K - frames.shape[1]), value=-1))
     return torch.stack(out, 1)
@@ -301,12 +307,15 @@ def test_watched_answers_first_and_asks_once():
     ask = Request(frames=one, candidates=one > 0, t=8, offered=8, learned=lambda: calls.append("l") or torch.rand(1, 3),
                   appearance=lambda: calls.append("a") or torch.rand(1, 3))
     log = []
-    logged_rule(RULES["learned"], log)(ask)
+    logged_rule(RULES["learned"], log).select(ask)
     assert calls == ["l", "a"] and len(log) == 1 and log[0].t == 8 and log[0].asks.tolist() == [8]
-    logged_rule(RULES["oldest"], log, weigh=False)(ask)
+    logged_rule("oldest", log, weigh=False).select(ask)
     assert calls == ["l", "a"] and log[1].slot.tolist() == [1]
-    logged_rule(lambda r: torch.zeros(1, 3), log, weigh=False, held=True)(ask)
+    logged_rule(lambda r: torch.zeros(1, 3), log, weigh=False, held=True).select(ask)
     assert log[2].slot.tolist() == [-1] and log[2].asks.tolist() == [7]
+    for name, rule in RULES.items():                                                  # what a rule needs stays with it
+        logged = logged_rule(name, log)
+        assert (logged.capacity, logged.needs_usage) == (rule.capacity, rule.needs_usage)
 
 
 # ---------------------------------------------------------------- records
@@ -326,24 +335,28 @@ def test_the_study_goes_on_where_it_stopped(model, tmp_path):
     small = ChameleonEval(clips=3, clip=replace(CLIP, frames=9))
     file, out = save_weights(model, tmp_path / "w.safetensors", {}), tmp_path / "out"
     cells = [("learned", 3), ("oldest", 3), ("first_last", 3)]
-    first = run_kept({4: file}, out, False, small, cells[:2])
+    def kept(n):
+        rows = kept_rows(str(file), small, cells[:n])
+        return run(rows, [4], out, "runs", measure_kept_row, progress=False)
+    first = kept(2)
     assert [r.name for r in first] == ["learned-K3", "oldest-K3"] and {r.seed for r in first} == {4}
     assert "looks" in first[0].clips and "looks" not in first[1].clips and first[0].config["weights"] == "w"
+    assert first[0].config["study"] == "kept" and first[0].config["batch"] == 10
     assert str(tmp_path) not in (out / "learned-K3-s4.json").read_text()
     stamps = {p: p.stat().st_mtime_ns for p in out.iterdir()}
-    again = run_kept({4: file}, out, False, small, cells)
+    assert [r.name for r in kept(3)] == ["first_last-K3"] and kept(3) == []
     assert all(p.stat().st_mtime_ns == t for p, t in stamps.items()) and len(list(out.iterdir())) == 3
-    assert [r.metrics for r in again[:2]] == [r.metrics for r in first]
     save_weights(model, file, {"other": 1})                                            # other bytes: measured again
-    assert run_kept({4: file}, out, False, small, cells[:1])[0].config["fingerprint"] == fingerprint(file)
-    assert fingerprint(file) != first[0].config["fingerprint"]
+    again, = kept(1)
+    assert again.config["fingerprint"] == fingerprint(str(file)) != first[0].config["fingerprint"]
+    assert again.metrics == first[0].metrics
 
 
 def test_a_cell_holds_what_the_trace_says(model, clips):
     c = ChameleonEval(clips=5, policy="learned", slots=3, clip=CLIP)
-    record = measure_kept_frames(model, c, clips, "mark")
+    record = measure_kept_frames(model, c, clips)
     tr = trace(model, clips, "learned", 3, c.seed)
-    assert record.config == kept_config(c, "mark") and record.protocol == "tiny"
+    assert record.config == to_json(c) and record.protocol == "tiny"
     assert abs(record.metrics["J"] - float(tr.scores.mean())) < 1e-4
     h = distance_histogram(tr.frames)
     assert all(abs(record.metrics[f"d{t:03d}"] - float(h[t])) < 1e-6 for t in range(2, 12))

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import TINY_VOS
 from refusals import refused
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -18,9 +19,7 @@ from torch import nn
 from stremn.config import to_json
 from stremn.core import make_generator, seed_everything
 from stremn.data.chameleon import ChameleonConfig
-from stremn.memory.bank import BankConfig
 from stremn.models.hub import load
-from stremn.models.vos import VOSConfig
 from stremn.train import loop
 from stremn.train.checkpoint import checkpoint_weights, read_log, steps_taken
 from stremn.train.loop import (
@@ -28,9 +27,6 @@ from stremn.train.loop import (
 )
 from stremn.vos.train import ChameleonPhase, ChameleonTask, ChameleonTraining
 
-BANK = BankConfig(memory_channels=12, query_channels=12, key_channels=8, value_channels=8, update_channels=8, slots=3,
-                  similarity="l2", shared_keys=True)
-MODEL = VOSConfig(widths=(8, 12), decoder_width=8, bank=BANK)
 CLIP = ChameleonConfig(frames=5, size=16, stay=(1, 1), fade=1, hide=1, vanish=.7)
 STEPS = 6
 FIT = FitConfig(warmup=2, save_every=2)
@@ -39,7 +35,7 @@ FIT = FitConfig(warmup=2, save_every=2)
 def task(**changes) -> ChameleonTask:
     "Six steps in two stages; every policy can be drawn, and two or three slots overflow in five frames."
     stages = (ChameleonPhase(2, 2, replace(CLIP, frames=3)), ChameleonPhase(STEPS - 2, 2, CLIP))
-    return ChameleonTask(replace(ChameleonTraining(model=MODEL, stages=stages, slots=(2, 3)), **changes))
+    return ChameleonTask(replace(ChameleonTraining(model=TINY_VOS, stages=stages, slots=(2, 3)), **changes))
 
 
 def go(out, config=FIT, what=None, **kwargs):

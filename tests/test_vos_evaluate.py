@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from helpers import label_video, vos_benchmark
+from refusals import refused
 
 from stremn.core import StremnError
 from stremn.images import write_mask
@@ -168,18 +169,17 @@ def test_a_folder_scores_as_its_arrays_do(tree):
 def test_what_cannot_be_scored_is_refused(tree):
     data = YouTubeVOS(tree, "train")
 
-    def refused(match, pred="masks"):
-        with pytest.raises(StremnError, match=match):
-            evaluate_youtube(tree / pred, data, {"dog"})
+    def score(pred="masks"):
+        return evaluate_youtube(tree / pred, data, {"dog"})
 
-    refused("nowhere: expected a folder of masks, found none", "nowhere")
+    refused("nowhere: expected a folder of masks, found none", score, "nowhere")
     lost = tree / "masks" / "v1" / "00015.png"
     lost.unlink()
-    refused("00015.png: expected a mask for every scored frame, found no file")
+    refused("00015.png: expected a mask for every scored frame, found no file", score)
     write_mask(lost, torch.full((H, W), 77))
-    refused("found also")
+    refused("found also", score)
     (tree / "train" / "Annotations" / "v0" / "00025.png").unlink()
-    refused("stay with the server")
+    refused("stay with the server", score)
 
 
 # ---- DAVIS from folders ---------------------------------------------------------------------------------------------

@@ -1,7 +1,4 @@
 """Test-time options: one view is the plain stream, mirrors are symmetric, distant components go."""
-
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -10,34 +7,17 @@ import torch.nn.functional as F
 from stremn.data.chameleon import ChameleonConfig, chameleon
 from stremn.data.clips import one_hot_objects
 from stremn.images import resize_frame
-from stremn.memory.bank import BankConfig
 from stremn.memory.rules import RULES
-from stremn.models.vos import VOSConfig, VOSModel
+from stremn.models.vos import VOSModel
 from stremn.vos.multiscale import MULTI_SCALE, average, connected_components, make_views, multi_scale, view_size
 from stremn.vos.multiscale import TestTimeConfig as TimeConfig
 from stremn.vos.multiscale import TestView as View
 from stremn.vos.multiscale import remove_distant_components
 from stremn.vos.stream import VideoSegmenter
+from helpers import TINY_VOS, network
 from refusals import refused
 
 ndimage = pytest.importorskip("scipy.ndimage")
-BANK = BankConfig(
-    memory_channels=12, query_channels=12, key_channels=6, value_channels=8, update_channels=6, slots=3,
-    similarity="l2", shared_keys=True,
-)  # fmt: skip
-SMALL = VOSConfig(widths=(8, 12), decoder_width=8, bank=BANK)
-
-
-def network(seed=0, **changes):
-    "A small untrained network in evaluation mode."
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return VOSModel(replace(SMALL, **changes)).eval()
-
-
-@pytest.fixture(scope="module")
-def model():
-    return network()
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +70,7 @@ def plainly(model, clip, masks):
 
 @pytest.mark.parametrize("policy", [p for p in RULES if p not in ("random", "reservoir")])
 def test_one_view_is_the_plain_loop_exactly(clip, policy):
-    model, masks = network(bank=replace(BANK, policy=policy)), late_masks(clip)
+    model, masks = network(policy=policy), late_masks(clip)
     segmenter = VideoSegmenter(model)
     labels, memories = plainly(model, clip, masks)
     assert torch.equal(follow(segmenter, clip, masks), labels) and segmenter.objects == [1, 2]
@@ -315,7 +295,7 @@ def test_a_distant_component_is_neither_answered_nor_memorized():
     ghost = start.clone()
     ghost[28:31, 28:31] = 1
     for hard in (False, True):
-        model = Scripted(SMALL).eval().play([ghost, ghost])
+        model = Scripted(TINY_VOS).eval().play([ghost, ghost])
         s = views(model, max_distance=5, hard=hard)
         frame = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0))
         assert torch.equal(s.step(frame, start), start)

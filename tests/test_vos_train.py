@@ -32,13 +32,9 @@ from stremn.models.presets import small_vos
 from stremn.models.vos import VOSConfig, VOSModel
 from stremn.train.loop import FitConfig, Recipe, fit
 from stremn.train.checkpoint import read_log
-from helpers import make_youtube
+from helpers import TINY_VOS, box_polygon, make_coco, make_stills, make_youtube
 from refusals import refused
-from test_data_stills import box, make_coco, make_tree
 
-TINY = VOSConfig(widths=(8, 12), decoder_width=8, bank=BankConfig(
-    memory_channels=12, query_channels=12, key_channels=8, value_channels=8, update_channels=8, slots=3,
-    similarity="l2", shared_keys=True))
 NAMES = ("bear", "dog-agility", "swing")
 
 
@@ -67,7 +63,8 @@ def root(tmp_path_factory):
 
 def training(**changes):
     stages = (VideoPhase(2, 2, 2, 32, .5, 1), VideoPhase(2, 1, 4, 32, 0., 1, (1,)))
-    return VideoTraining(**dict(model=TINY, stages=stages, stills=("shapes",), imagenet=False, slots=(3,)) | changes)
+    fields = dict(model=TINY_VOS, stages=stages, stills=("shapes",), imagenet=False, slots=(3,))
+    return VideoTraining(**fields | changes)
 
 
 def test_batches_repeat_and_hold_what_the_stage_asks_for(root):
@@ -186,9 +183,9 @@ def official(tmp_path_factory):
     "What the paper trains on, in official trees, two of each."
     root = tmp_path_factory.mktemp("official")
     for layout, name in {"ecssd": "ECSSD", "msra10k": "MSRA10K", "hku-is": "HKU-IS"}.items():
-        make_tree(root / name, layout)
+        make_stills(root / name, layout)
     (root / "coco").mkdir()
-    make_coco(root / "coco", [{"image_id": k, "iscrowd": 0, "area": 400., "segmentation": [box(4, 4, 20, 20)]}
+    make_coco(root / "coco", [{"image_id": k, "iscrowd": 0, "area": 400., "segmentation": [box_polygon(4, 4, 20, 20)]}
                               for k in (7, 40)])
     for k in (1, 2):
         sbd = root / "benchmark_RELEASE/dataset"
@@ -211,7 +208,7 @@ def official(tmp_path_factory):
 def test_the_papers_protocol_from_the_command_line(official, tmp_path, monkeypatch, capsys):
     "Both stages on all seven data sets, a smaller network; stopped between them, it goes on; the weights segment."
     def parts():
-        return tuple(replace(p, training=replace(p.training, model=TINY)) for p in paper_recipes())
+        return tuple(replace(p, training=replace(p.training, model=TINY_VOS)) for p in paper_recipes())
     monkeypatch.setitem(vos_train.PROTOCOLS, "paper", parts)
     words = ["train", "vos", "--protocol", "paper", "--data", str(official), "--out", str(tmp_path / "run"), "--quiet",
              "--device", "cpu", "--random-start", "--steps", "3", "--size", "24", "--batch", "1", "--save-every", "1"]
@@ -350,7 +347,7 @@ CLIP = ChameleonConfig(frames=5, size=16, stay=(1, 1), fade=1, hide=1, vanish=.7
 def chameleons() -> ChameleonTask:
     "Six steps in two phases; every policy can be drawn, and two or three slots overflow in five frames."
     stages = (ChameleonPhase(2, 2, replace(CLIP, frames=3)), ChameleonPhase(4, 2, CLIP))
-    return ChameleonTask(ChameleonTraining(model=TINY, stages=stages, slots=(2, 3)))
+    return ChameleonTask(ChameleonTraining(model=TINY_VOS, stages=stages, slots=(2, 3)))
 
 
 def test_what_is_drawn_depends_on_seed_and_step_alone():
@@ -389,7 +386,7 @@ def test_update_key_learns_only_from_choices_that_are_read(slots):
     "The reading note on short clips: no gradient until a clip has K + 2 frames (with K = 2 and one pinned, never)."
     for frames in (slots + 1, slots + 2):
         seed_everything(0)
-        net = VOSModel(TINY)
+        net = VOSModel(TINY_VOS)
         policy = net.bank.policy.but(rule="learned", slots=slots)
         b = collate(chameleon_batch([[0, 1], [0, 2]], replace(CLIP, frames=frames)), 1)
         segmentation_loss(net(b.frames, b.labels[:, 0], b.valid, make_generator(0), policy), b.labels[:, 1:]).backward()
@@ -429,7 +426,7 @@ def test_each_step_hands_its_policy_to_the_network_and_leaves_the_banks_own_alon
         drawn = task.draw(step, 0)
         task.loss(network, network, task.batch(step, 0, 0), step, 0, make_generator(step))
         assert used and set(used) == {own.but(rule=drawn["policy"], slots=drawn["slots"])}
-    assert network.bank.policy is own == UpdatePolicy.from_config(TINY.bank)
+    assert network.bank.policy is own == UpdatePolicy.from_config(TINY_VOS.bank)
 
 
 def test_recipes_of_a_protocol_go_on_from_one_another():
