@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 import stremn
-from stremn.experiments.claims import RIVALS, all_claims, against_stored, beats_all, claims_table, difference, equal, memory_claims, reproduce, rows_of_study, table_claims, wider_claims
-from stremn.results import Record
-from stremn.results import VERDICTS, Interval
+from stremn.experiments.claims import (
+    RIVALS, against_stored, all_claims, beats_all, claims_table, difference, equal, memory_claims, reproduce,
+    rows_of_study, table_claims, wider_claims)
+from stremn.results import VERDICTS, Interval, Record
 from refusals import refused
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -97,21 +98,22 @@ def test_only_equal_tests_are_compared():
 def test_a_report_is_of_a_finished_run(tmp_path, monkeypatch):
     "A run that breaks leaves no report, not even that of the run before it."
     record = made("oldest", [.5, .6])
-    def quick(study, out, **options):
-        return [replace(record, config={"protocol": "tiny", "study": study})] if study == "t1-swapped" else []
-    monkeypatch.setattr("stremn.experiments.claims.run_study", quick)
-    report = reproduce(tmp_path / "a", RESULTS, progress=False)
+    def quick(rows, seeds, out, *options):
+        return [replace(record, config={"protocol": "tiny", "study": out.name})]
+    monkeypatch.setattr("stremn.experiments.claims.run", quick)
+    report = reproduce(tmp_path / "a", RESULTS, ["oldest"], progress=False)
     assert "| oldest | 0.550 |" in report.read_text() and (tmp_path / "a" / "t1-swapped.png").stat().st_size > 1000
     monkeypatch.setattr("stremn.experiments.claims.draw", lambda *args: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError):
-        reproduce(tmp_path / "a", None, progress=False)
+        reproduce(tmp_path / "a", None, ["oldest"], progress=False)
     assert not report.exists()
 
 
 def test_what_cannot_be_reproduced_is_refused_before_it_is_measured(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     refused("found a file", reproduce, tmp_path / "file")
-    refused("expected some of", reproduce, tmp_path / "a", None, ["nobody"])
+    refused(["rows: expected some of", "found nobody"], reproduce, tmp_path / "a", None, ["oldest", "nobody"])
+    refused("found none", reproduce, tmp_path / "a", None, [])
     monkeypatch.setattr("stremn.experiments.claims.find_spec", lambda name: None)
     refused("matplotlib", reproduce, tmp_path / "b")
 

@@ -1,34 +1,37 @@
-"""The tiny protocol: frame scores against an independent loop, held-out clips, records, the report."""
+"""The three evaluations: frame scores against an independent loop, held-out clips, real video, records."""
+import math
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from stremn.results import Record
-from stremn.data.clips import Clip
 from stremn.data.chameleon import ChameleonConfig, chameleon_batch
+from stremn.data.clips import Clip
 from stremn.data.vos import VideoFolder
+from stremn.experiments.grid import Row, run
+from stremn.experiments.measure import (
+    BELADY, POLICIES, UNBOUNDED, ChameleonEval, PredictionEval, VideoEval, belady, evaluate_chameleon,
+    evaluate_videos, follow_video, frame_scores, held_out_clips, running_mean, shared_clips, video_segmenter)
+from stremn.experiments.vos import TEST_TIME_ROWS, count_videos, measure_videos
 from stremn.images import to_pixels, write_mask
-from stremn.vos.stream import VideoSegmenter
-from stremn.experiments.measure import BELADY, POLICIES, UNBOUNDED, VideoEval, ChameleonEval, follow_video, frame_scores, held_out_clips, evaluate_chameleon, measure_policies, belady, video_eval_config, running_mean
-from stremn.experiments.vos import VIDEO_STUDIES
 from stremn.memory.rules import RULES, Request
-from stremn.vos.multiscale import MultiScaleSegmenter, multi_scale
-from stremn.experiments.vos import measure_views, measure_baselines, baseline_segmenter
-from stremn.results import load_records
+from stremn.results import Record
+from stremn.vos.multiscale import TestTimeConfig as TimeConfig
+from stremn.vos.multiscale import make_views
+from stremn.vos.stream import VideoSegmenter
+from helpers import network
 from refusals import refused
-from test_vos_stream import network
 
 CLIP = ChameleonConfig(frames=10, size=32, modes=2, stay=(1, 2), fade=1, lookalikes=1)
 
 
 def by_hand(model, clip, policy, slots, seed=0):
     "Stream one clip, count pixels; first and last frame left out."
-    segmenter, out = VideoSegmenter(model, belady([clip]) if policy == BELADY else policy, slots, seed=seed), []
+    rule = belady([clip]) if policy == BELADY else policy
+    segmenter, out = VideoSegmenter(model, rule, slots, "cpu", seed), []
     for t, frame in enumerate(clip.frames):
         said = segmenter.step(frame, clip.masks[0] if t == 0 else None).numpy() == 1
         true = clip.masks[t].numpy() == 1
@@ -39,8 +42,8 @@ def by_hand(model, clip, policy, slots, seed=0):
 # ---------------------------------------------------------------- scores
 @pytest.mark.parametrize("policy", POLICIES)
 def test_frame_scores_equal_an_independent_loop(model, clips, policy):
-    "One clip a batch, so that lots are the stream's own; then side by side where no lots are drawn."
-    rule, slots = ("oldest", None) if policy == UNBOUNDED else (policy, 3)
+    "One clip a batch, so that random draws are the stream's own; then side by side where nothing is drawn."
+    rule, slots = ("oldest", math.inf) if policy == UNBOUNDED else (policy, 3)
     wanted = np.array([by_hand(model, c, rule, slots, seed=7 + i) for i, c in enumerate(clips)])
     scores = frame_scores(model, clips, policy, 3, seed=7, batch=1)
     assert scores.shape == (5, 8) and scores.dtype == torch.float32
@@ -54,7 +57,7 @@ def test_policies_are_the_rules_and_the_unbounded_memory():
     assert POLICIES == (UNBOUNDED, BELADY, *RULES) and not {UNBOUNDED, BELADY} & set(RULES)
 
 
-def test_lots_depend_on_the_seed_alone(model, clips):
+def test_random_draws_depend_on_the_seed_alone(model, clips):
     def scores(seed):
         torch.rand(3)
         return frame_scores(model, clips, "random", 3, seed)
@@ -66,9 +69,11 @@ def test_the_network_comes_back_as_it_was(clips):
     plain = frame_scores(model, clips, "learned", 3)
     # in evaluation mode, whatever the mode was
     assert torch.equal(frame_scores(model.train(), clips, "learned", 3), plain)
-    assert model.training and (model.bank.policy, model.bank.slots) == ("learned", 3)
+    own = model.bank.policy
+    assert model.training and (own.rule, own.slots) == ("learned", 3)
     refused(["policy: expected one of", "'best'"], frame_scores, model, clips, "best", 3)
-    assert model.training and (model.bank.policy, model.bank.slots) == ("learned", 3)
+    assert model.training and model.bank.policy is own
+    assert torch.equal(frame_scores(model, clips, "learned"), plain)         # by default its own slots
 
 
 def test_clips_that_cannot_be_scored_are_refused(model, clips):
@@ -108,30 +113,31 @@ def test_a_measurement_is_a_record_with_its_origin(model, clips, tmp_path):
     assert Record.load(record.save(tmp_path)) == record
 
 
-def test_smooth_by_hand():
+def test_a_running_mean_by_hand():
     assert running_mean([1., 2., 3., 4.], 3) == ([2, 3], [2., 3.])
     assert running_mean([5., 7.], 1) == ([1, 2], [5., 7.]) and running_mean([1., 2.], 3) == ([], [])
     for bad in (0, 2, -1):
         refused("odd", running_mean, [1., 2.], bad)
 
 
-# ---------------------------------------------------------------- the oracle
+# ---------------------------------------------------------------- a rule that knows the future
 def needed_last(modes, held, t):
     "Belady by hand: useless, then doubled (the older), then needed last; frame 0 is pinned."
     return max((f for f in held if f != 0), key=lambda f: rank_of(modes, held, t, f))
 
 
-def test_the_oracle_is_belady():
+def test_the_rule_that_knows_the_future_is_beladys():
     rng = np.random.default_rng(0)
     for _ in range(200):
         T, n = 30, int(rng.integers(2, 6))
         modes, t = rng.integers(-1, 4, T), int(rng.integers(n, T - 1))
         held = [0, *sorted(rng.choice(np.arange(1, t), n - 1, replace=False).tolist())] if t > n else list(range(n))
-        clip = Clip(torch.zeros(T, 3, 1, 1), torch.zeros(T, 1, 1), "made", torch.tensor(modes)[:, None])
+        clip = Clip(torch.zeros(T, 3, 1, 1), torch.zeros(T, 1, 1), "", torch.tensor(modes)[:, None])
         frames = torch.tensor([held])
         a = belady([clip])(Request(frames, frames > 0, t, t, None, None))
-        gone, wanted = frames[a > .5].item(), needed_last(modes, held, t)
-        assert a.sum() == 1 and (gone == wanted or rank_of(modes, held, t, gone) == rank_of(modes, held, t, wanted))
+        dropped, wanted = frames[a > .5].item(), needed_last(modes, held, t)
+        ranks = [rank_of(modes, held, t, f) for f in (dropped, wanted)]
+        assert a.sum() == 1 and (dropped == wanted or ranks[0] == ranks[1])
 
 
 def rank_of(modes, held, t, f):
@@ -143,10 +149,10 @@ def rank_of(modes, held, t, f):
     return 0, next((u - t for u in range(t + 1, len(modes)) if modes[u] == modes[f]), len(modes))
 
 
-def test_changes_of_the_bank_last_as_long_as_the_test(model, clips):
-    before = model.bank.config
+def test_changes_of_the_policy_last_as_long_as_the_test(model, clips):
+    before = model.bank.policy
     held = frame_scores(model, clips, "reservoir", 3, latest="held")
-    assert model.bank.config is before and not torch.equal(held, frame_scores(model, clips, "reservoir", 3))
+    assert model.bank.policy is before and not torch.equal(held, frame_scores(model, clips, "reservoir", 3))
     noisy = [frame_scores(model, clips, "learned", 3, seed, noise="always") for seed in (0, 1)]
     assert not torch.equal(*noisy)
     assert torch.equal(noisy[0], frame_scores(model, clips, "learned", 3, 0, noise="always"))
@@ -158,8 +164,17 @@ def test_only_the_first_frames_of_the_same_clips():
         assert part.frames.shape[0] == 4 and torch.equal(part.frames, whole.frames[:4]) and len(part.modes) == 4
 
 
-def real(folder, clips):
-    "Made clips as folders of files; the first one has a single object."
+def test_clips_are_made_once_for_all_rows_of_a_study():
+    c = ChameleonEval(clips=2, clip=CLIP)
+    clips = shared_clips(c)
+    assert shared_clips(replace(c, policy="oldest", slots=2, seed=9, weights="other")) is clips
+    assert all(torch.equal(a.frames, b.frames) for a, b in zip(clips, held_out_clips(c)))
+    assert len(shared_clips(replace(c, clips=1))) == 1
+
+
+# ---------------------------------------------------------------- real video
+def write_videos(folder, clips):
+    "Synthetic clips as folders of files; the first one has a single object."
     videos = []
     for clip, merge in zip(clips, (True, False), strict=True):
         for t in range(7):
@@ -169,90 +184,91 @@ def real(folder, clips):
     return videos
 
 
-def test_real_video_is_streamed_scored_and_stored_once(tmp_path, model):
-    clips = chameleon_batch((7, 8), ChameleonConfig(frames=7, objects=2))
-    videos = real(tmp_path, clips)
-    c = VideoEval("tiny", "vos-tiny", "made", slots=3)
-    rows = measure_policies(c, videos, tmp_path / "out", ("oldest", "unbounded"), model, progress=False)
-    one, two = (clip.name for clip in clips)
-    assert [r.name for r in rows] == ["oldest", "unbounded"]
-    assert set(rows[0].clips["J"]) == {one, f"{two}/1", f"{two}/2"} == set(rows[0].clips["F"])
-    for record in rows:
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    return write_videos(tmp_path_factory.mktemp("videos"), chameleon_batch((7, 8), ChameleonConfig(frames=7, objects=2)))
+
+
+MADE = VideoEval("tiny", "vos-tiny", "synthetic", slots=3)
+
+
+def run_videos(tests, videos, out):
+    "Measure rows on real video with `vos-tiny`: name -> test."
+    rows = count_videos([Row(name, "vos-tiny", test) for name, test in tests.items()], videos)
+    return run(rows, [0], out, "runs", partial(measure_videos, videos=videos), progress=False)
+
+
+def mean_iou(found, true, i=1):
+    "J of object `i` by counting, first and last frame left out."
+    ious = []
+    for a, b in zip(found[1:-1].numpy() == i, true[1:-1].numpy() == i, strict=True):
+        ious.append((a & b).sum() / (a | b).sum() if (a | b).any() else 1.)
+    return np.mean(ious)
+
+
+def test_real_video_is_streamed_and_scored(videos, model):
+    clips = [v.name for v in videos]
+    for policy, slots in (("oldest", 3), (UNBOUNDED, math.inf)):
+        record = evaluate_videos(replace(MADE, policy=policy), videos, model)
+        assert record.name == policy and set(record.clips["J"]) == {clips[0], f"{clips[1]}/1", f"{clips[1]}/2"}
+        assert set(record.clips["F"]) == set(record.clips["J"]) and record.config["videos"] == 2
         for m in "JF":
             assert record.metrics[m] == pytest.approx(sum(record.clips[m].values()) / 3)
         assert record.metrics["JF"] == pytest.approx((record.metrics["J"] + record.metrics["F"]) / 2)
-    found, true = follow_video(VideoSegmenter(model, "oldest", 3), videos[1])
-    for i in (1, 2):
-        ious = []
-        for a, b in zip(found[1:-1].numpy() == i, true[1:-1].numpy() == i, strict=True):
-            ious.append((a & b).sum() / (a | b).sum() if (a | b).any() else 1.)
-        assert rows[0].clips["J"][f"{two}/{i}"] == pytest.approx(sum(ious) / 5)
-    before = (tmp_path / "out" / "oldest-s0.json").read_bytes()
-    measure_policies(c, videos, tmp_path / "out", ("oldest",), model, progress=False)
-    assert (tmp_path / "out" / "oldest-s0.json").read_bytes() == before
-    measure_policies(c, videos[:1], tmp_path / "out", ("oldest",), model, progress=False)
-    assert (tmp_path / "out" / "oldest-s0.json").read_bytes() != before
+        rule = "oldest" if policy == UNBOUNDED else policy
+        found, true = follow_video(VideoSegmenter(model, rule, slots, "cpu"), videos[1])
+        for i in (1, 2):
+            assert record.clips["J"][f"{clips[1]}/{i}"] == pytest.approx(mean_iou(found, true, i))
 
 
-# ---------------------------------------------------------------- who looks
-def test_another_segmenter_is_measured_and_noted(tmp_path, model):
-    videos = real(tmp_path, chameleon_batch((7, 8), ChameleonConfig(frames=7, size=48, objects=2)))
-    c, mirror = VideoEval("tiny", "vos-tiny", "made", slots=3), partial(MultiScaleSegmenter, flip=True)
-    plain, = measure_policies(c, videos, tmp_path / "out", ("oldest",), model, progress=False)
-    looks, = measure_policies(c, videos, tmp_path / "looks", ("oldest",), model, progress=False, make=mirror)
-    assert looks.config == plain.config | {"segmenter": "MultiScaleSegmenter", "looking": {
-        "branches": [[1., False], [1., True]], "far": None, "hard": None, "longest": None}}
-    found, true = follow_video(MultiScaleSegmenter(model, flip=True, policy="oldest", slots=3), videos[0])
-    ious = [(a & b).sum() / (a | b).sum() if (a | b).any() else 1. for a, b in zip(
-        (found[1:-1] == 1).numpy(), (true[1:-1] == 1).numpy(), strict=True)]
-    assert looks.clips["J"][videos[0].name] == pytest.approx(np.mean(ious)) and looks.metrics != plain.metrics
-    before = (tmp_path / "looks" / "oldest-s0.json").read_bytes()
-    measure_policies(c, videos, tmp_path / "looks", ("oldest",), model, progress=False, make=mirror)
-    assert (tmp_path / "looks" / "oldest-s0.json").read_bytes() == before             # it answers the same question
-    measure_policies(c, videos, tmp_path / "looks", ("oldest",), model, progress=False, make=multi_scale)
-    assert (tmp_path / "looks" / "oldest-s0.json").read_bytes() != before             # and not another one
+def test_rows_on_real_video_are_measured_once(videos, tmp_path):
+    tests = {p: replace(MADE, policy=p) for p in ("oldest", "unbounded")}
+    rows = run_videos(tests, videos, tmp_path)
+    assert [r.name for r in rows] == ["oldest", "unbounded"]
+    before = (tmp_path / "oldest-s0.json").read_bytes()
+    assert run_videos(tests, videos, tmp_path) == [] and (tmp_path / "oldest-s0.json").read_bytes() == before
+    fewer, = run_videos({"oldest": tests["oldest"]}, videos[:1], tmp_path)                   # other videos
+    assert fewer.config["videos"] == 1 and (tmp_path / "oldest-s0.json").read_bytes() != before
 
 
-def test_looks_are_rows_measured_once(tmp_path, model):
-    videos = real(tmp_path, chameleon_batch((7, 8), ChameleonConfig(frames=7, size=48, objects=2)))
-    c, names = VideoEval("tiny", "vos-tiny", "made", slots=3), ("one-look", "two-sizes")
-    one, four = measure_views(c, videos, tmp_path / "out", names, model, progress=False)
-    assert (one.name, four.name) == names and four.config["segmenter"] == "MultiScaleSegmenter"
-    plain, = measure_policies(c, videos, tmp_path / "plain", ("learned",), model, progress=False)
-    assert one.clips == plain.clips and four.clips != plain.clips
-    assert [b[0] for b in four.config["looking"]["branches"]] == [1., 1., 1.3, 1.3]
-    again = measure_views(c, videos, tmp_path / "out", names, model, progress=False)
-    assert [r.seconds for r in again] == [one.seconds, four.seconds]
-    refused("looks: expected some of one-look, mirror", measure_views, c, videos, tmp_path / "out", ("twice",), model)
+# ---------------------------------------------------------------- how frames are viewed
+def test_several_views_are_measured_and_noted_as_a_config(videos, model):
+    mirror = TimeConfig(make_views(flip=True))
+    one = evaluate_videos(MADE, videos, model)
+    two = evaluate_videos(replace(MADE, test_time=mirror), videos, model)
+    assert one.config["test_time"] is None and two.config == one.config | {"test_time": {
+        "views": [[1., False], [1., True]], "max_distance": None, "hard": None, "longest": None}}
+    segmenter = VideoSegmenter(model, "learned", 3, "cpu", test_time=mirror)
+    assert two.clips["J"][videos[0].name] == pytest.approx(mean_iou(*follow_video(segmenter, videos[0])))
+    assert two.metrics != one.metrics
+    assert not any(word in str(two.config) for word in ("Segmenter", "class"))               # no name of a class
 
 
-def test_peers_are_rows_with_their_own_memory(tmp_path):
+def test_another_way_to_view_frames_is_another_row(videos, tmp_path):
+    views = {name: {"row": replace(MADE, test_time=how)} for name, how in TEST_TIME_ROWS.items()}
+    first = run_videos(views["mirror"], videos, tmp_path)
+    assert len(first) == 1 and run_videos(views["mirror"], videos, tmp_path) == []           # the same question
+    second, = run_videos(views["two-sizes"], videos, tmp_path)                               # and another one
+    assert [v[0] for v in second.config["test_time"]["views"]] == [1., 1., 1.3, 1.3]
+    third, = run_videos(views["one-look"], videos, tmp_path)
+    plain = evaluate_videos(MADE, videos)
+    assert third.clips == plain.clips and second.clips != plain.clips
+
+
+def test_published_memories_are_policies_of_a_test(videos):
     model = network(similarity="l2", shared_keys=True)
-    videos = real(tmp_path, chameleon_batch((7, 8), ChameleonConfig(frames=7, objects=2)))
-    c = VideoEval("tiny", "vos-tiny", "made", slots=2)
-    rows = measure_baselines(c, videos, tmp_path / "out", ("stm", "stm_first_last"), model=model, progress=False)
-    assert [r.config["policy"] for r in rows] == ["stm", "stm_first_last"] == [r.name for r in rows]
-    two, = measure_policies(c, videos, tmp_path / "two", ("first_last",), model, progress=False)
-    assert rows[1].clips == two.clips                              # first and previous frame: a memory both can be
-    segmenter = baseline_segmenter(model, "stm")
+    c = replace(MADE, slots=2)
+    stm, two = (evaluate_videos(replace(c, policy=p), videos, model) for p in ("stm", "stm_first_last"))
+    assert [r.config["policy"] for r in (stm, two)] == ["stm", "stm_first_last"] == [r.name for r in (stm, two)]
+    queue = evaluate_videos(replace(c, policy="first_last"), videos, model)
+    assert two.clips == queue.clips                                # first and previous frame: a memory both can be
+    segmenter = video_segmenter(replace(c, policy="stm"), model)
     follow_video(segmenter, videos[0])
     assert segmenter.memory[0].frames == (0, 5, 6)
-    refused("unknown peer", measure_baselines, c, videos, tmp_path / "out", ("aot",), model=model)
+    refused("'aot'", evaluate_videos, replace(c, policy="aot"), videos, model)
 
 
-def test_a_maker_of_plain_segmenters_changes_no_config(model):
-    c = VideoEval("tiny", "vos-tiny", "made", "unbounded", 3)
-    assert video_eval_config(c, [], model, lambda *a, **k: VideoSegmenter(*a, **k)) == video_eval_config(c, [], model)
-
-
-@pytest.mark.parametrize("study", VIDEO_STUDIES)
-def test_stored_records_still_answer_the_default_question(study):
-    "A new option must not make old numbers stale."
-    class Card:
-        pass
-    folder = Path(__file__).resolve().parent.parent / "nbs" / "results" / "records" / study
-    for record in load_records(folder):
-        network = Card()
-        network.card = {"config": record.config["training"]}
-        c = VideoEval(data=VIDEO_STUDIES[study], policy=record.name, seed=record.seed)
-        assert video_eval_config(c, range(record.config["videos"]), network) == record.config
+# ---------------------------------------------------------------- prediction
+def test_records_keep_their_words_for_slots():
+    for stored, told in (("default", None), (None, math.inf), (0, 0), (5, 5)):
+        assert PredictionEval(slots=stored).own_slots == told
