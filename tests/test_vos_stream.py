@@ -19,7 +19,7 @@ from stremn.data.clips import collate, one_hot_objects
 from stremn.data.chameleon import ChameleonConfig, chameleon
 from stremn.data.vos import VideoFolder
 from stremn.images import as_frame, as_labels
-from stremn.memory.bank import BankConfig, UpdatePolicy
+from stremn.memory.bank import UpdatePolicy
 from stremn.memory.rules import RULES, Rule, newest, pick
 from stremn.models.hub import load
 from stremn.models.vos import VOSConfig, VOSModel
@@ -27,18 +27,8 @@ from stremn.vos.multiscale import multi_scale
 from stremn.vos.multiscale import TestTimeConfig as TimeConfig
 from stremn.vos.stream import (
     MemoryReport, VideoSegmenter, describe_change, equal_widths_pay, label_map, merge_given_masks)
+from helpers import TINY_BANK, network
 from refusals import refused
-
-BANK = BankConfig(memory_channels=12, query_channels=12, key_channels=6, value_channels=8, update_channels=6,
-                  slots=3, similarity="l2", shared_keys=True)
-SMALL = VOSConfig(widths=(8, 12), decoder_width=8, bank=BANK)
-
-
-def network(**bank):
-    "A small untrained network in evaluation mode; the same numbers whatever the bank's options."
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return VOSModel(replace(SMALL, bank=replace(BANK, **bank))).eval()
 
 
 @pytest.fixture(scope="module")
@@ -394,7 +384,7 @@ def test_a_network_in_training_stays_in_training_and_streams_the_same_bits(clip)
 @pytest.mark.parametrize("encoder, norm, widths", [
     ("resnet18", "frozen", (64, 128, 256)), ("resnet18", "group", (64, 128, 256)), ("lite0", "group", (16, 24, 128))])
 def test_every_encoder_streams_the_same_bits_in_training_and_evaluation_mode(clip, encoder, norm, widths):
-    bank = replace(BANK, memory_channels=widths[-1], query_channels=widths[-1], slots=2)
+    bank = replace(TINY_BANK, memory_channels=widths[-1], query_channels=widths[-1], slots=2)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = VOSModel(VOSConfig(widths=widths, encoder=encoder, norm=norm, decoder_width=8, bank=bank))
@@ -436,7 +426,8 @@ def test_the_seed_decides_and_reset_starts_again(model, clip):
 @pytest.mark.parametrize("options, said", [
     ({"slots": 0}, "from 1 on"), ({"slots": -2}, "found -2"), ({"slots": "four"}, "'four'"), ({"slots": 2.5}, "2.5"),
     ({"slots": True}, "True"), ({"policy": "newst"}, "found 'newst'"), ({"policy": ""}, "found ''"),
-    ({"device": "tpu"}, "'tpu'"), ({"model": "vos-giant"}, "vos-giant"), ({"seed": "x"}, "seed")])
+    ({"device": "tpu"}, "'tpu'"), ({"model": "vos-giant"}, "vos-giant"), ({"seed": "x"}, "seed"),
+    ({"model": "prediction-tiny"}, "a network that segments, found PredictionModel")])
 def test_options_that_make_no_sense_are_refused(model, options, said):
     refused(said, lambda: VideoSegmenter(**{"model": model, **options}))
 
@@ -607,7 +598,8 @@ LONG = """
     from dataclasses import replace
     import torch
     from stremn.vos.files import segment_video
-    from test_vos_stream import VideoSegmenter, network
+    from helpers import network
+    from stremn.vos.stream import VideoSegmenter
     out, frames, kept, peaks = sys.argv[1], int(sys.argv[2]), [], []
     def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     def source():

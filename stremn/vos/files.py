@@ -44,7 +44,7 @@ def label_source(
     masks:Mapping|Picture|None, # As `VideoSegmenter.track` takes them
 )->Iterator[tuple[str,Tensor,Tensor]]: # Name, frame (3,H,W), labels (H,W)
     "Each frame with its labels; one frame in memory at a time."
-    now = {}
+    now:dict = {}
     def noted():
         for name,frame,_ in source:
             now.update(name=name, frame=as_frame(frame))
@@ -99,8 +99,8 @@ def segment_video(
         for name,frame,labels in label_source(segmenter, bar, mask):
             write_mask(part/f"{name}.png", labels)
             if video and not frames:
-                size = tuple(labels.shape)
-                writer = stack.enter_context(VideoWriter(part/"overlay.mp4", fps, size))
+                H,W = labels.shape
+                writer = stack.enter_context(VideoWriter(part/"overlay.mp4", fps, (H, W)))
             if video: writer.write(torch.from_numpy(overlay(frame.cpu(), labels)).permute(2, 0, 1))
             frames += 1
         if not frames: raise StremnError(f"{where}: expected frames, found none")
@@ -292,5 +292,5 @@ def zip_masks(
         >>> zip_masks("masks", YouTubeVOS("YouTubeVOS", all_frames=True), "valid.zip")
         PosixPath('valid.zip')
     """
-    masks = youtube_masks if isinstance(data, YouTubeVOS) else davis_masks
-    return write_zip(out, masks(pred_dir, data))
+    if isinstance(data, YouTubeVOS): return write_zip(out, youtube_masks(pred_dir, data))
+    return write_zip(out, davis_masks(pred_dir, data))

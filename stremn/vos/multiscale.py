@@ -163,7 +163,8 @@ def remove_distant_components(
         >>> remove_distant_components(labels, previous, distance=2)
         tensor([[1, 0, 0, 0, 0]])
     """
-    reach = tolerance_radius(*labels.shape, distance)
+    H,W = labels.shape
+    reach = tolerance_radius(H, W, distance)
     out = labels.clone()
     for i in labels.unique().tolist():
         was,now = previous==i,labels==i

@@ -111,7 +111,7 @@ def label_map(
     if prob is not None:
         full = F.interpolate(prob[None].float(), size, mode="bilinear", align_corners=False)[0]
         out = torch.tensor([0, *ids], device=device)[full.max(0).indices]    # argmax is slower
-    if not given: return out
+    if labels is None or not given: return out
     guessed_elsewhere = torch.isin(out, torch.tensor(given, device=device))
     return torch.where(labels>0, labels, out.masked_fill(guessed_elsewhere, 0))
 
@@ -264,7 +264,7 @@ def view_masks(
         soft = F.interpolate(soft[None], size, mode="bilinear", antialias=True)[0]
     if answer.removed is not None and answer.removed.any():
         soft = soft*(1-soft_planes(answer.removed, state.objects, size, flip))
-    if not given.ids: return soft
+    if given.labels is None or not given.ids: return soft
     known = soft_planes(given.labels, given.ids, size, flip)
     return merge_given_masks(soft, known, [given.objects.index(i) for i in given.ids])
 
@@ -300,7 +300,8 @@ def step_stream(
     end:bool=False,           # Do not memorize the frame
 )->tuple[Answer,StreamState]: # The answer, where the network is; the state after the frame
     "One frame: segment it, merge the given masks, memorize it, report."
-    size = tuple(frame.shape[-2:])
+    H,W = frame.shape[-2:]
+    size = (H, W)
     prob,encoded = segment_views(model, state.memories, frame, test_time)
     answer = merge_answer(prob, state, given, size, frame.device, test_time.max_distance)
     last = None if test_time.max_distance is None else answer.labels.cpu().clone()
@@ -342,6 +343,15 @@ def joint_probabilities(
     return torch.where(given.labels>0, (given.labels==label).float(), full)
 
 # %% ../../nbs/library/60_vos.stream.ipynb #19f4bb2c
+def keep_rows(
+    memory:Memory,  # Of several objects
+    rows:list[int], # Those that stay
+)->Memory:
+    "The memory of some of its objects."
+    usage = None if memory.usage is None else memory.usage[rows]
+    return memory._replace(keys=memory.keys[rows], values=memory.values[rows],
+                           updates=memory.updates[rows], frames=memory.frames[rows], usage=usage)
+
 def drop_object(
     state:StreamState, # Before
     object_id:int,     # Object to drop
@@ -349,9 +359,8 @@ def drop_object(
     "Stop following one object."
     rows = [[r for r,i in enumerate(ids) if i!=object_id] for ids in state.groups]
     groups = tuple(tuple(ids[r] for r in keep) for ids,keep in zip(state.groups, rows) if keep)
-    memories = tuple(
-        tuple(Memory(*(x[keep] if torch.is_tensor(x) else x for x in memory))
-              for memory,keep in zip(view, rows) if keep) for view in state.memories)
+    memories = tuple(tuple(keep_rows(memory, keep) for memory,keep in zip(view, rows) if keep)
+                     for view in state.memories)
     reports = []
     for report in state.reports:
         others = tuple(i for i in report.objects if i!=object_id)
@@ -419,11 +428,14 @@ class VideoSegmenter:
         test_time:TestTimeConfig|None=None, # How each frame is viewed; None: once
     ):
         target = pick_device(device)
-        if isinstance(model, str|Path): model = load(model).to(target)
-        elif str(device)!="auto": model = model.to(target)
-        self.model = model
+        network = load(model) if isinstance(model, str|Path) else model
+        if not isinstance(network, VOSModel):
+            found = type(network).__name__
+            raise StremnError(f"model: expected a network that segments, found {found}")
+        stays = network is model and str(device)=="auto"
+        self.model = network if stays else network.to(target)
         self.seed = seed
-        self.policy = streaming_policy(model.bank.policy, policy, slots)
+        self.policy = streaming_policy(network.bank.policy, policy, slots)
         self.test_time = test_time or TestTimeConfig()
         self.reset()
 
