@@ -7,7 +7,6 @@ __all__ = ['BankConfig', 'UpdatePolicy', 'Decision', 'MemoryBank']
 
 # %% ../../nbs/lessons/07_memory.bank.ipynb #6a541ac0
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple

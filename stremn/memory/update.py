@@ -100,7 +100,8 @@ def append(
     if usage is not None:
         usage = torch.cat([usage, usage.new_tensor(NEW_USAGE).expand(B, 1, -1)], 1)
     pairs = zip(memory[:4], (key, value, update, frame))
-    return Memory(*(torch.cat(pair, 1) for pair in pairs), memory.seen+1, usage)
+    keys,values,updates,frames = (torch.cat(pair, 1) for pair in pairs)      # (B,n+1,...) each
+    return Memory(keys, values, updates, frames, memory.seen+1, usage)
 
 # %% ../../nbs/lessons/06_memory.update.ipynb #11cdd1e8
 def blend(
@@ -149,8 +150,9 @@ def write(
     usage = memory.usage
     if usage is not None:                                                    # the write is its first update
         usage = torch.where(replaced[:,:,None], usage.new_tensor((0., -1., 1.)), usage)
-    maps = (blend(old, new, a) for old,new in zip(memory[:3], template))
-    return Memory(*maps, torch.where(replaced, t, memory.frames), memory.seen+1, usage)
+    keys,values,updates = (blend(old, new, a) for old,new in zip(memory[:3], template))
+    frames = torch.where(replaced, t, memory.frames)                         # (B,n)
+    return Memory(keys, values, updates, frames, memory.seen+1, usage)
 
 # %% ../../nbs/lessons/06_memory.update.ipynb #626f87e4
 def update_usage(
