@@ -30,15 +30,16 @@ def check_frames(
     name:str="frames", # For the error message
 )->None:
     "Refuse what is not a video, in one line; numbers are looked at by `check_range`."
-    video = torch.is_tensor(frames) and frames.ndim==5 and frames.is_floating_point() and frames.numel()>0
-    if not video:
-        found = f"{tuple(frames.shape)} {frames.dtype}" if torch.is_tensor(frames) else type(frames).__name__
+    tensor = torch.is_tensor(frames)
+    if not (tensor and frames.ndim==5 and frames.is_floating_point() and frames.numel()>0):
+        found = f"{tuple(frames.shape)} {frames.dtype}" if tensor else type(frames).__name__
         raise StremnError(f"{name}: expected floats (V,T,{channels},H,W), found {found}")
     T,C,H,W = frames.shape[1:]
     if C!=channels: raise StremnError(f"{name}: expected {channels} channels, found {C}")
     if T<least: raise StremnError(f"{name}: expected at least {least}, found {T}")
     if H%multiple or W%multiple:
-        raise StremnError(f"{name}: expected height and width in multiples of {multiple}, found {H} x {W}")
+        raise StremnError(f"{name}: expected height and width in multiples of {multiple}, "
+                          f"found {H} x {W}")
 
 def check_range(
     frames:Tensor,     # Any shape
@@ -79,20 +80,22 @@ class PredictionConfig:
     memory:bool=True               # False: nothing is stored and the read-out is zero (K = 0)
     key_gain:float|None=2.         # Keys start orthogonal, times this: attention is less flat; None: torch's default
     bank:BankConfig=field(default_factory=lambda: BankConfig(
-        memory_channels=64, query_channels=64, key_channels=32, value_channels=48, update_channels=32,
-        slots=5, pinned=0, similarity="l2", shared_keys=True))
+        memory_channels=64, query_channels=64, key_channels=32, value_channels=48,
+        update_channels=32, slots=5, pinned=0, similarity="l2", shared_keys=True))
 
     def __post_init__(self):
         n = len(self.widths)
         if n==0 or len(self.strides)!=n:
-            raise StremnError(f"strides: expected {max(n, 1)}, one for each width, found {self.strides}")
+            raise StremnError(f"strides: expected {max(n, 1)}, one a width, found {self.strides}")
         for name in ("channels", "stack", "groups"):
             found = getattr(self, name)
             if found<1: raise StremnError(f"{name}: expected 1 or more, found {found}")
         if min(*self.widths, *self.strides)<1:
-            raise StremnError(f"widths, strides: expected 1 or more, found {self.widths}, {self.strides}")
+            found = f"{self.widths}, {self.strides}"
+            raise StremnError(f"widths, strides: expected 1 or more, found {found}")
         if self.output not in self.outputs:
-            raise StremnError(f"output: expected one of {', '.join(self.outputs)}, found {self.output!r}")
+            known = ", ".join(self.outputs)
+            raise StremnError(f"output: expected one of {known}, found {self.output!r}")
         self.bank.check_width(self.widths[-1])
 
     @property
@@ -154,7 +157,8 @@ def make_layers(
     encoder = OrderedDict()
     if config.contrast: encoder["contrast"] = FrameDifferences(config.channels)
     sizes = zip((config.stack*config.channels, *w), w, config.strides)
-    for i,(inp,out,stride) in enumerate(sizes): encoder[str(i)] = block(inp, out, stride, False, **style)
+    for i,(inp,out,stride) in enumerate(sizes):
+        encoder[str(i)] = block(inp, out, stride, False, **style)
     bank = MemoryBank(config.bank)
     start_keys(bank, config.key_gain)
     sizes = zip((2*config.bank.value_channels, *back), back, config.strides[::-1])
@@ -171,7 +175,8 @@ def scheduled_sampling(
 )->Tensor:              # (V,C,H,W) frame to go on with
     "Scheduled sampling: what the network sees next."
     if truth is None or sampling<=0: return answer
-    u = torch.rand(len(answer), generator=generator, device=generator.device if generator else None).to(answer.device)
+    device = generator.device if generator else None
+    u = torch.rand(len(answer), generator=generator, device=device).to(answer.device)
     return torch.where(u[:,None,None,None]<sampling, truth.to(answer.dtype), answer)
 
 # %% ../../nbs/lessons/13_models.prediction.ipynb #6c0d4742
@@ -189,12 +194,14 @@ def check_future(
     check_range(frames)
     if not isinstance(future, int) or future<1:
         raise StremnError(f"future: expected 1 or more frames, found {future!r}")
-    if not 0<=sampling<=1: raise StremnError(f"sampling: expected a chance from 0 to 1, found {sampling}")
+    if not 0<=sampling<=1:
+        raise StremnError(f"sampling: expected a chance from 0 to 1, found {sampling}")
     if sampling and truth is None:
         raise StremnError(f"truth: expected the true frames with sampling={sampling}, found None")
     if truth is None: return
     expected = (len(frames), future, *frames.shape[2:])
-    if truth.shape!=expected: raise StremnError(f"truth: expected {expected}, found {tuple(truth.shape)}")
+    if truth.shape!=expected:
+        raise StremnError(f"truth: expected {expected}, found {tuple(truth.shape)}")
     check_frames(truth, channels, multiple, name="truth")
     check_range(truth, "truth")
 
@@ -310,10 +317,9 @@ class PredictionModel(nn.Module):
     )->Tensor:                  # (V,N,C,H,W) in [0,1]; (V,M-1+N,C,H,W) with `warm_up`
         "Observe M frames, then predict N on its own predictions."
         check_future(frames, future, truth, sampling, self.config.channels, self.config.multiple)
-        seen,memory,out = frames.unbind(1),None,[]
+        seen,memory,out = list(frames.unbind(1)),None,[]
         for t,features in enumerate(encode_stacks(self.encoder, seen, self.config.stack)):
             if warm_up: out.append(self.predict_next(memory, features, seen[t]))
             memory = self.memorize(memory, features, seen[t], t, generator, policy)
-        recent = list(seen[-self.config.stack:])
-        late = self.rollout(memory, recent, len(seen)-1, future, truth, sampling, generator, policy)
+        late = self.rollout(memory, seen, len(seen)-1, future, truth, sampling, generator, policy)
         return torch.stack([*out, *(frame for frame,_ in late)], 1)

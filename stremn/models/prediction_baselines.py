@@ -21,7 +21,7 @@ from .prediction import OUTPUTS, check_future, frame_from_output, scheduled_samp
 @dataclass(frozen=True)
 class WeightlessConfig:
     "What a predictor without weights asks of its frames; never stored."
-    channels:int=3    # When frames are read from files: colour
+    channels:int=3    # When frames are read from files: color
     multiple:int=1    # Of height and width
     min_frames:int=1  # Fewest frames it can go on from
 
@@ -188,7 +188,8 @@ class RecurrentConfig:
 
     def __post_init__(self):
         check_sizes(self, ("channels", "hidden", "layers", "kernel", "patch"))
-        if self.kernel%2==0: raise StremnError(f"kernel: expected an odd number, found {self.kernel}")
+        if self.kernel%2==0:
+            raise StremnError(f"kernel: expected an odd number, found {self.kernel}")
 
     @property
     def multiple(self)->int: # Pixels
@@ -291,7 +292,8 @@ class STLSTMCell(nn.Module):
         kernel:int=5, # Odd
     ):
         super().__init__()
-        def conv(a, n, k=kernel, bias=True): return nn.Conv2d(a, n*hidden, k, padding=k//2, bias=bias)
+        def conv(a, n, k=kernel, bias=True):
+            return nn.Conv2d(a, n*hidden, k, padding=k//2, bias=bias)
         self.of_x = conv(inp, 7)                          # i, f, g of c; i, f, g of m; o: with the biases
         self.of_h = conv(hidden, 4, bias=False)           # i, f, g, o
         self.of_m = conv(hidden, 3, bias=False)           # i, f, g
@@ -407,7 +409,8 @@ class Inception(nn.Module):
     ):
         super().__init__()
         self.enter = nn.Conv2d(inp, middle, 1)
-        self.branches = nn.ModuleList([conv_norm_act(middle, out, kernel=k, groups=groups) for k in kernels])
+        branches = [conv_norm_act(middle, out, kernel=k, groups=groups) for k in kernels]
+        self.branches = nn.ModuleList(branches)
 
     def forward(self, x:Tensor)->Tensor: # (V,inp,h,w) -> (V,out,h,w)
         "Sum of the branches."
@@ -458,10 +461,10 @@ class SimVP(nn.Module):
         self.config = c = config
         h = c.hidden
         self.first = conv_norm_act(c.channels, h)
-        self.encoder = nn.Sequential(*[conv_norm_act(h, h, stride) for stride in c.strides[1:]])
+        self.encoder = nn.Sequential(*[conv_norm_act(h, h, s) for s in c.strides[1:]])
         self.down,self.up = translator_blocks(c)
         self.spread = nn.Conv2d(c.width, c.observed*h, 1)
-        self.decoder = nn.Sequential(*[conv_norm_act(h, h, stride, True) for stride in c.strides[:0:-1]])
+        self.decoder = nn.Sequential(*[conv_norm_act(h, h, s, True) for s in c.strides[:0:-1]])
         self.last = conv_norm_act(2*h, h)
         self.leave = nn.Conv2d(h, c.channels+(c.output=="blend"), 1)
 
@@ -477,7 +480,8 @@ class SimVP(nn.Module):
         x = self.decoder(x.unflatten(1, (M, -1)).flatten(0, 1))                  # (VM,hidden,H,W)
         skip = for_all(fine.unflatten(0, (V, M))).flatten(0, 1)
         raw = self.leave(self.last(torch.cat([x, skip], 1)))
-        return frame_from_output(raw, for_all(frames).flatten(0, 1), self.config.output).unflatten(0, (V, M))
+        answer = frame_from_output(raw, for_all(frames).flatten(0, 1), self.config.output)
+        return answer.unflatten(0, (V, M))
 
     def forward(self,
         frames:Tensor,          # (V,M,C,H,W) in [0,1]; the newest `observed` are used
@@ -490,7 +494,8 @@ class SimVP(nn.Module):
         "As many passes as it takes."
         c,M = self.config,self.config.observed
         check_future(frames, future, truth, sampling, c.channels, c.multiple, M)
-        if warm_up: raise StremnError(f"warm_up: expected False, a SimVP answers only after {M} frames; found True")
+        if warm_up:
+            raise StremnError(f"warm_up: expected False (no answer before {M} frames), found True")
         seen = list(frames.unbind(1))[-M:]
         out = []
         while len(out)<future:
@@ -502,5 +507,5 @@ class SimVP(nn.Module):
 
 # %% ../../nbs/library/43_models.prediction_baselines.ipynb #1e1d88d1
 WEIGHTLESS = ("copy", "median", "velocity") # They have no weights
-BASELINES = {"copy":CopyLast, "median":MedianOfSeen, "velocity":ConstantVelocity, "convlstm":ConvLSTM,
-             "predrnn":PredRNN, "simvp":SimVP}
+BASELINES = {"copy":CopyLast, "median":MedianOfSeen, "velocity":ConstantVelocity,
+             "convlstm":ConvLSTM, "predrnn":PredRNN, "simvp":SimVP}

@@ -25,7 +25,8 @@ def warped(
 )->Tensor:        # (V,C,H,W), bicubic between pixels; outside, the border is repeated
     "A frame whose pixels have moved."
     H,W = frame.shape[-2:]
-    y,x = torch.meshgrid(torch.arange(H, device=flow.device), torch.arange(W, device=flow.device), indexing="ij")
+    axes = (torch.arange(n, device=flow.device) for n in (H, W))
+    y,x = torch.meshgrid(*axes, indexing="ij")
     at = torch.stack([(2*(x+flow[:,0])+1)/W-1, (2*(y+flow[:,1])+1)/H-1], -1)                 # (V,H,W,2)
     return F.grid_sample(frame, at.to(frame), "bicubic", "border", align_corners=False)
 
@@ -53,7 +54,8 @@ def paint(
     drawn,shares,flow = at_least_float32(raw).split([last.shape[1], 3, 2], 1)
     last,recalled = last.to(drawn),recalled.to(drawn)
     shares = (GAIN*shares+drawn.new_tensor(START)[:,None,None]).softmax(1)
-    return Painting(torch.stack([warped(last, GAIN*flow), recalled, drawn.sigmoid()], 1), shares, GAIN*flow)
+    pictures = torch.stack([warped(last, GAIN*flow), recalled, drawn.sigmoid()], 1)          # (V,3,C,H,W)
+    return Painting(pictures, shares, GAIN*flow)
 
 # %% ../../nbs/lessons/13b_models.recall.ipynb #a4700014
 @dataclass(frozen=True)

@@ -96,7 +96,8 @@ def check_name(
     if not isinstance(name, str) or name=="" or Path(name).name!=name:
         raise StremnError(f"{where}: expected names of frames that can name files, found {name!r}")
     if name in names:
-        raise StremnError(f"{where}, frame {name}: expected frames of different names, found this one twice")
+        raise StremnError(f"{where}, frame {name}: expected frames of different names, "
+                          "found this one twice")
 
 # %% ../../nbs/library/71_prediction.files.ipynb #b76a7ac8
 def read_window(
@@ -115,12 +116,13 @@ def read_window(
         check_name(name, names, where)
         try: frame = as_frame(frame)
         except StremnError as error:
-            raise StremnError(f"{where}, frame {name}: {str(error).removeprefix('frame: ')}") from None
+            problem = str(error).removeprefix("frame: ")
+            raise StremnError(f"{where}, frame {name}: {problem}") from None
         H,W = frame.shape[1:]
         first = first or (H, W)
         if (H, W)!=first:
-            raise StremnError(f"{where}, frame {name}: expected {first[0]} x {first[1]} (height x width) as before, "
-                              f"found {H} x {W}")
+            raise StremnError(f"{where}, frame {name}: expected {first[0]} x {first[1]} "
+                              f"(height x width) as before, found {H} x {W}")
         names.append(name)
         frames.append(prepare(frame, size, channels, view, antialias))
     if not frames: return names,torch.zeros(0, channels, size, size)
@@ -257,7 +259,8 @@ def complete_options(
         if not isinstance(value, int) or isinstance(value, bool) or value<least:
             raise StremnError(f"{what}: expected {least} or more for {name}, found {value!r}")
     if options.size%spec.multiple:
-        raise StremnError(f"size: expected a multiple of {spec.multiple} for {name}, found {options.size}")
+        raise StremnError(f"size: expected a multiple of {spec.multiple} for {name}, "
+                          f"found {options.size}")
     return options
 
 def roll_out(
@@ -270,8 +273,8 @@ def roll_out(
     if not has_slots(model): return predict_clips(model, seen[None], N, policy, slots)[0],[]
     predictor = VideoPredictor(model, policy, slots, options.seed)
     found = []
-    bar = tqdm(total=len(seen)+N, disable=not options.progress, unit="frame", desc="predict", mininterval=.5)
-    with bar:
+    looks = dict(unit="frame", desc="predict", mininterval=.5)
+    with tqdm(total=len(seen)+N, disable=not options.progress, **looks) as bar:
         for frame in seen:
             predictor.observe(frame)
             bar.update()
@@ -310,8 +313,8 @@ class PredictionOutput(NamedTuple):
         "Mean scores of the prediction and of the copied frame."
         if not self.scores: return []
         metrics = [m for m in self.scores if not m.startswith("copy_")]
-        def numbers(prefix): return [(m, self.scores[prefix+m]) for m in metrics]
-        def row(prefix): return [f"{v:9.4f}" if m=="ssim" else f"{v:9.2f}" for m,v in numbers(prefix)]
+        def number(m, v): return f"{v:9.4f}" if m=="ssim" else f"{v:9.2f}"
+        def row(prefix): return [number(m, self.scores[prefix+m]) for m in metrics]
         rows = ((f"{self.known} true frames", [m.upper().rjust(9) for m in metrics]),
                 (self.model, row("")), ("copy of the last frame", row("copy_")))
         return [f"{name:24}{''.join(cells)}" for name,cells in rows]
@@ -321,8 +324,9 @@ class PredictionOutput(NamedTuple):
         "Text to show to a user."
         first,last = self.names[0],self.names[-1]
         files = f"{first}.png to {last}.png" if len(self.names)>1 else f"{first}.png"
-        lines = [f"{len(self.names)} predicted after {len(self.seen)} seen ({self.seen[0]} to {self.seen[-1]}): "
-                 f"{files} in {self.folder}", *self.score_table]
+        seen = f"{len(self.seen)} seen ({self.seen[0]} to {self.seen[-1]})"
+        lines = [f"{len(self.names)} predicted after {seen}: {files} in {self.folder}"]
+        lines += self.score_table
         if self.stored:
             seen = ", ".join(x for x in self.stored if x not in self.names) or "none"
             predicted = ", ".join(x for x in self.stored if x in self.names) or "none"
@@ -387,10 +391,11 @@ def predict_video(
     spec = input_spec(model)
     options = complete_options(options, spec, name)
     M,N = options.observe,options.frames
-    names,clip = read_window(source, options.start, M+N, options.size, spec.channels, options.view, spec.antialias)
+    names,clip = read_window(source, options.start, M+N, options.size, spec.channels,
+                             options.view, spec.antialias)
     if len(names)<M:
-        raise StremnError(f"{where or 'source'}: expected {M} frames to watch from frame {options.start} on, "
-                          f"found {len(names)}")
+        raise StremnError(f"{where or 'source'}: expected {M} frames to watch "
+                          f"from frame {options.start} on, found {len(names)}")
     seen,true = clip[:M],clip[M:]
     found,stored = roll_out(model, seen, options)
     scores = score_prediction(found, seen[-1], true) if len(true) else {}
@@ -399,4 +404,5 @@ def predict_video(
     with atomic_folder(out.resolve()) as folder:
         write_prediction(folder, names[M:], seen, found, true, scores, fps)
     means = {m:sum(values)/len(values) for m,values in scores.items()}
-    return PredictionOutput(out, name, names[:M], names[M:], len(true), means, [names[t] for t in stored])
+    stored = [names[t] for t in stored]
+    return PredictionOutput(out, name, names[:M], names[M:], len(true), means, stored)

@@ -185,7 +185,8 @@ class VideoPredictor:
         Example:
             >>> for frame,memory in predictor.rollout(20): print(memory.frames)
         """
-        if not self.recent: raise StremnError("stream: expected at least one observed frame, found none")
+        if not self.recent:
+            raise StremnError("stream: expected at least one observed frame, found none")
         if not isinstance(future, int) or future<1:
             raise StremnError(f"future: expected 1 or more frames, found {future!r}")
         now = self.memory,self.recent,self.t-1,future
@@ -249,7 +250,8 @@ def predict_clips(
     options = {}
     if has_slots(model): options["policy"] = policy_in_use(model, policy, slots)
     elif policy is not None or slots is not None:
-        raise StremnError(f"policy, slots: expected none for {type(model).__name__}, found {policy}, {slots}")
+        name = type(model).__name__
+        raise StremnError(f"policy, slots: expected none for {name}, found {policy}, {slots}")
     out = []
     for i in range(0, len(frames), batch):
         seen = frames[i:i+batch].to(device)
