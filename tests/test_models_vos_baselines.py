@@ -1,30 +1,32 @@
-"""Contracts of the peers: what STM keeps, STCN's best few, GC's matrix against loops; views, streams and training."""
+"""Contracts of the baseline memories: what STM keeps, STCN's best few, GC's matrix against loops; streams, training."""
 import copy
 import itertools
 from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from helpers import TINY_VOS
 from stremn.core import StremnError, make_generator
-from stremn.data.clips import Clip
 from stremn.data.chameleon import ChameleonConfig
-from stremn.memory.bank import UpdatePolicy
-from stremn.vos.stream import VideoSegmenter
-from stremn.experiments.measure import frame_scores
-from stremn.memory.bank import BankConfig, MemoryBank
+from stremn.data.clips import Clip
+from stremn.experiments.measure import ChameleonEval, frame_scores, held_out_clips
+from stremn.memory.bank import BankConfig, MemoryBank, UpdatePolicy
 from stremn.memory.read import read
 from stremn.memory.update import Memory
 from stremn.models.hub import load
-from stremn.models.vos_baselines import BASELINE_MEMORIES,GlobalContextBank,STMBank,KeepAllBank,context,distribute,held_frames,with_baseline_memory,baseline_config,stays,with_bank
 from stremn.models.vos import VOSConfig, VOSModel
-from stremn.vos.train import ChameleonTask, ChameleonTraining, ChameleonPhase
+from stremn.models.vos_baselines import (
+    BASELINE_MEMORIES, GlobalContextBank, KeepAllBank, STMBank, baseline_config, context, distribute, held_frames,
+    stays, with_bank, with_baseline_memory,
+)
 from stremn.train.loop import FitConfig, fit
+from stremn.vos.stream import VideoSegmenter
+from stremn.vos.train import ChameleonPhase, ChameleonTask, ChameleonTraining
 
 TOY = BankConfig(memory_channels=6, query_channels=5, key_channels=4, value_channels=3, update_channels=2, slots=3)
-TINY = VOSConfig(widths=(4, 8), decoder_width=4, test_side=None, bank=BankConfig(
-    memory_channels=8, query_channels=8, key_channels=4, value_channels=4, update_channels=4, slots=3, shared_keys=True,
-    similarity="l2"))
+TINY = replace(TINY_VOS, test_side=None)
 GAMMAS = (None, 1, 2, 5, 7)
 
 
@@ -191,14 +193,29 @@ def test_gc_gradients():
                                         [x.clone().requires_grad_() for x in (key, value, query)])
 
 
+def flops(f):
+    "Operations that PyTorch counts."
+    with FlopCounterMode(display=False) as counter: f()
+    return counter.get_total_flops()
+
+
+def test_operations_of_a_read():
+    N, Dk, Dv, n = 25, 4, 6, 3
+    keys, values, query = randn(1, n, Dk, 5, 5), randn(1, n, Dv, 5, 5, seed=1), randn(1, Dk, 5, 5, seed=2)
+    memory = Memory(keys, values, keys[:, :, :0], torch.arange(n)[None], n)
+    assert flops(lambda: read(query, memory)) == 2 * n * N**2 * (Dk + Dv)       # attention on n frames
+    assert flops(lambda: distribute(query, context(keys[:, 0], values[:, 0]))) == 2 * 2 * N * Dk * Dv
+
+
 # ---- views ---------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("name", BASELINE_MEMORIES)
-def test_a_peer_shares_all_weights_and_changes_nothing(name):
+def test_a_baseline_memory_shares_all_weights_and_changes_nothing(name):
     model = network()
     before, state = dict(vars(model.bank)), copy.deepcopy(model.state_dict())
     other = with_baseline_memory(model, name)
-    assert type(other.bank) is BASELINE_MEMORIES[name].bank and isinstance(other.bank, KeepAllBank) and type(model.bank) is MemoryBank
+    assert type(other.bank) is BASELINE_MEMORIES[name].bank and isinstance(other.bank, KeepAllBank)
+    assert type(model.bank) is MemoryBank
     assert vars(model.bank) == before and model.bank.config == TINY.bank
     assert [*other.state_dict()] == [*state] and all(a is b for a, b in zip(other.parameters(), model.parameters()))
     with torch.no_grad():
@@ -209,13 +226,16 @@ def test_a_peer_shares_all_weights_and_changes_nothing(name):
     assert type(clone.bank) is BASELINE_MEMORIES[name].bank and next(clone.parameters()) is not next(model.parameters())
 
 
-def test_peers_of_peers_and_presets():
+def test_one_baseline_memory_after_another_and_presets():
     model = network()
-    assert with_baseline_memory(with_baseline_memory(model, "stcn"), "stm").bank.config.top_k is None           # a preset leaves nothing behind
+    again = with_baseline_memory(with_baseline_memory(model, "stcn"), "stm")
+    assert again.bank.config.top_k is None                                     # a preset leaves nothing behind
     stcn = with_baseline_memory(model, "stcn").bank
     assert (stcn.config.top_k, stcn.gamma, stcn.previous) == (20, 5, False)
-    assert with_baseline_memory(model, "stm", similarity="dot", gamma=3).bank.config == replace(TINY.bank, similarity="dot")
-    assert with_baseline_memory(model, "gc", softmax=True).bank.softmax and not with_baseline_memory(model, "gc").bank.softmax
+    dot = with_baseline_memory(model, "stm", similarity="dot", gamma=3).bank
+    assert dot.config == replace(TINY.bank, similarity="dot")
+    assert with_baseline_memory(model, "gc", softmax=True).bank.softmax
+    assert not with_baseline_memory(model, "gc").bank.softmax
     assert baseline_config("stcn", VOSConfig()).bank.shared_keys and baseline_config("gc") == VOSConfig()
     bank = MemoryBank(TOY)
     assert STMBank.from_bank(bank, gamma=3).gamma == 3
@@ -224,7 +244,7 @@ def test_peers_of_peers_and_presets():
     for name in BASELINE_MEMORIES: assert with_baseline_memory(model, name).bank.apply(lambda m: None) is not None
 
 
-# ---- what runs a network runs a peer -------------------------------------------------------------------------------
+# ---- what runs a network runs these --------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("name", BASELINE_MEMORIES)
 def test_streams_with_objects_that_come_and_go(name):
@@ -248,34 +268,35 @@ def test_streams_with_objects_that_come_and_go(name):
 @pytest.mark.parametrize("name", BASELINE_MEMORIES)
 def test_scores_and_padding(name):
     model, (frames, labels, _) = network().float(), video(5)
-    clip = Clip(frames[0].float(), labels.expand(5, -1, -1), "made")
+    clip = Clip(frames[0].float(), labels.expand(5, -1, -1), "synthetic")
     scores = frame_scores(with_baseline_memory(model, name), [clip, clip], "oldest", None)
     assert scores.shape == (2, 3) and torch.equal(scores[0], scores[1])
-    alone, beside = with_baseline_memory(network(), name), torch.tensor([[True, False]])
+    alone, padded = with_baseline_memory(network(), name), torch.tensor([[True, False]])
     with torch.no_grad():
-        one, two = alone(*video(6)), alone(*video(6)[:2], beside)
+        one, two = alone(*video(6)), alone(*video(6)[:2], padded)
     torch.testing.assert_close(two.softmax(2)[:, :, 1], one.softmax(2)[:, :, 1], atol=1e-6, rtol=1e-6)
 
 
-class PeerTask(ChameleonTask):
-    "Train a peer as any other network."
-    peer = "gc"
-    def build(self): return with_baseline_memory(super().build(), self.peer)
+class BaselineTask(ChameleonTask):
+    "Train with a baseline memory as any other network."
+    memory = "gc"
+    def build(self): return with_baseline_memory(super().build(), self.memory)
 
 
 @pytest.mark.parametrize("name", ["gc", "stm"])
-def test_fit_trains_a_peer_and_its_weights_load(name, tmp_path):
+def test_fit_trains_with_a_baseline_memory_and_the_weights_load(name, tmp_path):
     clip = ChameleonConfig(size=32, frames=3)
-    training = ChameleonTraining(model=TINY, stages=(ChameleonPhase(1, 1, clip), ChameleonPhase(2, 1, replace(clip, frames=4))))
-    task = PeerTask(training)
-    task.peer = name
+    stages = (ChameleonPhase(1, 1, clip), ChameleonPhase(2, 1, replace(clip, frames=4)))
+    task = BaselineTask(ChameleonTraining(model=TINY, stages=stages))
+    task.memory = name
     path = fit(task, FitConfig(warmup=1, save_every=10), tmp_path, device="cpu", progress=False)
     torch.manual_seed(0)
     trained, fresh = load(path), task.build()
-    assert type(trained.bank) is MemoryBank and type(with_baseline_memory(trained, name).bank) is BASELINE_MEMORIES[name].bank
+    assert type(trained.bank) is MemoryBank
+    assert type(with_baseline_memory(trained, name).bank) is BASELINE_MEMORIES[name].bank
     moved = {k for k, v in trained.state_dict().items() if not torch.equal(v, fresh.state_dict()[k])}
     assert {"bank.query_key.weight", "bank.memory_value.weight", "bank.query_value.weight"} <= moved
-    assert not any(k.startswith("bank.update_key") for k in moved)              # nobody asks it
+    assert not any(k.startswith("bank.update_key") for k in moved)              # it is not used
 
 
 def test_gc_learns_one_clip():
@@ -295,15 +316,28 @@ def test_gc_learns_one_clip():
     assert losses[-1] < .5 * losses[0]
 
 
+def test_trained_weights_need_the_previous_frame_and_gc_its_own_training():
+    tiny, clips = load("vos-tiny"), held_out_clips(ChameleonEval(clips=2, upto=24))
+    models = {name: with_baseline_memory(tiny, name) for name in BASELINE_MEMORIES}
+    models["stcn, previous kept"] = with_baseline_memory(tiny, "stcn", previous=True)
+    scores = {name: float(frame_scores(model, clips, "oldest", None).mean()) for name, model in models.items()}
+    assert min(scores, key=scores.get) == "gc"
+    assert scores["stcn, previous kept"] > scores["stcn"] + .2
+
+
 # ---- errors --------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("wrong, message", [
-    (lambda m: with_baseline_memory(m, "xmem"), "memory: expected one of stm, stm_first_last, stcn, gc, found 'xmem'"),
+    (lambda m: with_baseline_memory(m, "xmem"),
+     "memory: expected one of stm, stm_first_last, stcn, gc, found 'xmem'"),
     (lambda m: baseline_config("xmem"), "memory: expected one of stm, stm_first_last, stcn, gc"),
     (lambda m: with_baseline_memory(m, "gc", gamma=3), "gc: expected changes of softmax, found gamma"),
-    (lambda m: with_baseline_memory(m, "stm", slots=3), "stm: expected changes of gamma, previous, top_k, similarity, found slots"),
+    (lambda m: with_baseline_memory(m, "stm", slots=3),
+     "stm: expected changes of gamma, previous, top_k, similarity, found slots"),
+    (lambda m: with_baseline_memory(m, "gc", top_k=20), "gc: expected changes of softmax, found top_k"),
     (lambda m: with_baseline_memory(m, "stm", gamma=0), "gamma: expected 1 or more, or None, found 0"),
-    (lambda m: with_baseline_memory(m, "stm", similarity="cosine"), "similarity: expected one of dot, l2, found 'cosine'"),
+    (lambda m: with_baseline_memory(m, "stm", similarity="cosine"),
+     "similarity: expected one of dot, l2, found 'cosine'"),
     (lambda m: with_baseline_memory(network(replace(TINY, bank=replace(TINY.bank, shared_keys=False))), "stcn"),
      "stcn: expected weights trained with shared_keys=True, found False; see baseline_config"),
     (lambda m: STMBank.from_bank(m.bank, gamma=-1), "gamma: expected 1 or more, or None, found -1"),
