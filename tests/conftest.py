@@ -1,4 +1,4 @@
-"""Shared fixtures: real data, a small network, synthetic clips; one thread per process, for parallel tests on two cores."""
+"""Shared fixtures: real data, a small network, synthetic clips; one thread per process, for tests side by side."""
 import os
 from pathlib import Path
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from helpers import TINY_VOS, files_below, make_davis_2016, stremn_main
 import stremn
+from helpers import TINY_VOS, files_below, make_davis_2016, stremn_main
 from stremn import cli
-from stremn.vos import train as curriculum
+from stremn.train.loop import Recipe
 from stremn.vos import train as vos_train
 from stremn.experiments.prediction import NETWORKS
 from stremn.results import Record
@@ -127,7 +127,7 @@ def test_train_goes_on_and_refuses_another_config(work, capsys, monkeypatch):
     tiny = vos_train.ChameleonTraining()
     stages = tuple(replace(s, batch=1, clip=replace(s.clip, size=16)) for s in tiny.stages)
     small = replace(tiny, model=TINY_VOS, stages=stages)
-    monkeypatch.setitem(curriculum.PROTOCOLS, "tiny", lambda: (curriculum.Recipe("", small, train.FitConfig()),))
+    monkeypatch.setitem(vos_train.PROTOCOLS, "tiny", lambda: (Recipe("", small),))
     words = ["train", "vos", "--out", "runs/a", "--device", "cpu", "--quiet", "--steps", "1"]
     status, out, err = stremn_main(capsys, *words)
     assert (status, err, out) == (0, [], ["3 steps, finished: weights in runs/a/model.safetensors"])

@@ -186,7 +186,8 @@ def write_videos(folder, clips):
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
-    return write_videos(tmp_path_factory.mktemp("videos"), chameleon_batch((7, 8), ChameleonConfig(frames=7, objects=2)))
+    clips = chameleon_batch((7, 8), ChameleonConfig(frames=7, objects=2))
+    return write_videos(tmp_path_factory.mktemp("videos"), clips)
 
 
 MADE = VideoEval("tiny", "vos-tiny", "synthetic", slots=3)

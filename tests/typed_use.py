@@ -11,7 +11,7 @@ from typing_extensions import assert_type
 import stremn
 from stremn.data import ChameleonConfig, Clip, chameleon_batch
 from stremn.memory import (
-    RULES, BankConfig, Decision, Memory, MemoryBank, Request, Rule, Template, UpdatePolicy, append,
+    RULES, BankConfig, Decision, Memory, Request, Rule, Template, UpdatePolicy, append,
     best_match_similarity, find_rule, gumbel_select, write,
 )
 from stremn.metrics import jaccard

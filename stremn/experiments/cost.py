@@ -11,7 +11,6 @@ __all__ = ['METHODS', 'Sizes', 'sizes_of', 'linear_slots', 'unknown_method', 'he
 # %% ../../nbs/lessons/02_experiments.cost.ipynb #b203eb2b
 import math
 from collections.abc import Callable
-from copy import copy
 from functools import partial
 from typing import NamedTuple
 

@@ -225,7 +225,8 @@ def distances(
     queries:str="all",   # "all" frames ask, only those with a "full" memory behind them, or the "last" alone
 )->Tensor:               # (N,T) long, number of templates t frames before a query
     "Sec. 4.3: d[t] before it is normalised; the first frame and the previous one are ignored."
-    check(queries in ("all", "full", "last"), f"queries: expected 'all', 'full' or 'last', found {queries!r}")
+    check(queries in ("all", "full", "last"),
+          f"queries: expected 'all', 'full' or 'last', found {queries!r}")
     N,T,K = frames.shape
     before = frames[:,:-1]                                                   # (N,T-1,K) what queries 1..T-1 read
     ask = torch.arange(1, T)[None,:,None]                                    # (1,T-1,1)

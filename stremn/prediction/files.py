@@ -272,13 +272,13 @@ def roll_out(
     N,policy,slots = options.frames,options.policy,options.slots
     if not has_slots(model): return predict_clips(model, seen[None], N, policy, slots)[0],[]
     predictor = VideoPredictor(model, policy, slots, options.seed)
-    found = []
+    found,stored = [],[]
     looks = dict(unit="frame", desc="predict", mininterval=.5)
     with tqdm(total=len(seen)+N, disable=not options.progress, **looks) as bar:
         for frame in seen:
             predictor.observe(frame)
             bar.update()
-        for frame,memory in predictor.rollout(N):
+        for frame,memory in predictor.rollout(N): # noqa: B007
             found.append(frame.float().cpu())
             bar.update()
     stored = [] if memory is None else sorted(memory.frames[0].tolist())
