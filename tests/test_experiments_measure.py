@@ -28,6 +28,12 @@ from refusals import refused
 CLIP = ChameleonConfig(frames=10, size=32, modes=2, stay=(1, 2), fade=1, lookalikes=1)
 
 
+@pytest.fixture(scope="module")
+def model():
+    "An untrained network whose answers depend on what it remembers."
+    return network(key_channels=6, update_channels=6)
+
+
 def by_hand(model, clip, policy, slots, seed=0):
     "Stream one clip, count pixels; first and last frame left out."
     rule = belady([clip]) if policy == BELADY else policy
@@ -65,7 +71,7 @@ def test_random_draws_depend_on_the_seed_alone(model, clips):
 
 
 def test_the_network_comes_back_as_it_was(clips):
-    model = network(noise="train")
+    model = network(key_channels=6, update_channels=6, noise="train")
     plain = frame_scores(model, clips, "learned", 3)
     # in evaluation mode, whatever the mode was
     assert torch.equal(frame_scores(model.train(), clips, "learned", 3), plain)
