@@ -16,12 +16,12 @@ from stremn.experiments.vos import (
     ingredient_network, ingredient_rows, ingredients, measure_chameleon, measure_ingredient, network_of, over_time,
     study_videos, weights_of)
 from stremn.images import to_pixels, write_mask
-from stremn.memory.bank import BankConfig
 from stremn.memory.fusion import FusionConfig
-from stremn.models.vos import VOSConfig, VOSModel
+from stremn.models.vos import VOSModel
 from stremn.results import Record
 from stremn.train.loop import FitConfig, Recipe
 from stremn.vos.train import ChameleonPhase, ChameleonTraining, VideoPhase, VideoTraining
+from helpers import TINY_VOS
 from refusals import refused
 
 RESULTS = Path(__file__).resolve().parent.parent / "nbs" / "results" / "records"
@@ -194,9 +194,7 @@ def write_frame(path, frame):
 
 def ingredient(**changes):
     "A recipe on real pictures that trains in a second."
-    bank = BankConfig(memory_channels=12, query_channels=12, key_channels=8, value_channels=8, update_channels=8,
-                      slots=3, similarity="l2", shared_keys=True)
-    fields = dict(model=VOSConfig(widths=(8, 12), decoder_width=8, bank=bank), stages=(VideoPhase(2, 1, 2, 32, .5),),
+    fields = dict(model=TINY_VOS, stages=(VideoPhase(2, 1, 2, 32, .5),),
                   stills=("shapes",), imagenet=False, slots=(3,))
     return Recipe("", VideoTraining(**fields | changes), FitConfig(save_every=1))
 
