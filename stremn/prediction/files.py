@@ -278,10 +278,10 @@ def roll_out(
         for frame in seen:
             predictor.observe(frame)
             bar.update()
-        for frame,memory in predictor.rollout(N):
+        for frame,memory in predictor.rollout(N): # noqa: B007
             found.append(frame.float().cpu())
-            stored = [] if memory is None else sorted(memory.frames[0].tolist())
             bar.update()
+    stored = [] if memory is None else sorted(memory.frames[0].tolist())
     return torch.stack(found),stored
 
 # %% ../../nbs/library/71_prediction.files.ipynb #b8c5a42f
