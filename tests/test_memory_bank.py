@@ -165,7 +165,7 @@ def test_reservoir_is_uniform_under_either_role(latest, n):
     V, T = 6000, 9
     bank, g = MemoryBank(SMALL, slots=n, latest=latest, policy="reservoir"), make_generator(3)
     one, memory = bank.template(torch.zeros(1, 3, 1, 1)), None
-    one = type(one)(*(x.detach().expand(V, -1, -1, -1) for x in one))
+    one = type(one)(*(x.detach().expand(V, -1, -1, -1) for x in one[:3]))
     for t in range(T):
         memory = bank.write(memory, one, t, generator=g)
     held = memory.frames[:, 1:]

@@ -45,7 +45,7 @@ def test_filling_keeps_order_contents_and_frames():
         assert memory.slots == memory.seen == n
     assert memory.frames.tolist() == [[0, 3, 4, 9]] * 2 and memory.frames.dtype == torch.long
     for i, t in enumerate((0, 3, 4, 9)):
-        for stored, x in zip(memory.template(torch.tensor([i, i])), template(2, t)):
+        for stored, x in zip(memory.template(torch.tensor([i, i]))[:3], template(2, t)):
             assert torch.equal(stored, x)
 
 
@@ -64,7 +64,7 @@ def test_long_random_streams_equal_lists(seed, needs_grad):
     rng = np.random.default_rng(seed)
     B, n = int(rng.integers(1, 4)), int(rng.integers(1, 5))
     memory = filled(B, n)
-    held = [[(t, [x[b].numpy() for x in template(B, 1000 + t)]) for t in range(n)] for b in range(B)]
+    held = [[(t, [x[b].numpy() for x in template(B, 1000 + t)[:3]]) for t in range(n)] for b in range(B)]
     for t in range(n, n + 60):
         new = template(B, t)
         slots = [None if rng.random() < .2 else int(rng.integers(n)) for _ in range(B)]
@@ -72,7 +72,7 @@ def test_long_random_streams_equal_lists(seed, needs_grad):
         memory = write(memory, new, torch.tensor(frames), choice(slots, n).requires_grad_(needs_grad))
         for b, i in enumerate(slots):
             if i is not None:
-                held[b][i] = (frames[b], [x[b].numpy() for x in new])
+                held[b][i] = (frames[b], [x[b].numpy() for x in new[:3]])
     assert memory.seen == n + 60 and memory.frames.dtype == torch.long
     for b in range(B):
         for i, (t, maps) in enumerate(held[b]):
@@ -139,7 +139,7 @@ def test_filling_gives_the_update_keys_no_gradient():
 
 def test_nothing_is_changed_in_place():
     memory, new = filled(2, 3), template(2, 9)
-    before, template_before = copy(memory), [x.clone() for x in new]
+    before, template_before = copy(memory), [x.clone() for x in new[:3]]
     for a in (choice([0, 2], 3), choice([None, None], 3), choice([1, 1], 3).requires_grad_()):
         after = write(memory, new, 9, a)
         appended = append(memory, new, 9)
@@ -168,7 +168,7 @@ def test_an_all_zero_row_is_the_identity_but_counts_as_seen():
 
 def test_a_broken_template_that_is_discarded_leaves_no_trace_at_test_time():
     memory = filled(1, 2)
-    broken = Template(*(torch.full_like(x, torch.nan) for x in template(1, 9)))
+    broken = Template(*(torch.full_like(x, torch.nan) for x in template(1, 9)[:3]))
     assert same(write(memory, broken, 9, torch.zeros(1, 2)), memory._replace(seen=3))
     replaced = write(memory, broken, 9, choice([1], 2))
     assert torch.equal(replaced.keys[:, 0], memory.keys[:, 0]) and replaced.keys[:, 1].isnan().all()

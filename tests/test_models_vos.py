@@ -222,7 +222,7 @@ def test_only_real_objects_vote(valid, per_object):
         for v in range(2):
             real = [o for o in range(3) if valid[v, o]] or [0, 1, 2]
             rows = [3 * v + o for o in real]
-            small, new = Memory(*(x[rows] for x in memory[:4]), memory.seen), Template(*(x[rows] for x in made[4]))
+            small, new = Memory(*(x[rows] for x in memory[:4]), memory.seen), Template(*(x[rows] for x in made[4][:3]))
             only = bank.choose(small, new, 4, torch.zeros(len(rows)).long())
             assert torch.equal(got.a[rows], only.a)
             torch.testing.assert_close(got.scores[rows], only.scores)

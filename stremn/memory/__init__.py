@@ -8,18 +8,23 @@ if TYPE_CHECKING:
         BankConfig as BankConfig, Decision as Decision, MemoryBank as MemoryBank,
         UpdatePolicy as UpdatePolicy,
     )
+    from .coverage import coverage_rule as coverage_rule
     from .fusion import (
         FusionBank as FusionBank, FusionConfig as FusionConfig, with_fusion as with_fusion,
     )
-    from .rules import RULES as RULES, Request as Request, Rule as Rule, find_rule as find_rule
+    from .rules import (
+        RULES as RULES, Comparison as Comparison, Matching as Matching, Request as Request,
+        Rule as Rule, all_rules as all_rules, find_rule as find_rule,
+    )
     from .select import gumbel_select as gumbel_select
     from .similarity import best_match_similarity as best_match_similarity
     from .update import Memory as Memory, Template as Template, append as append, write as write
 else:
     __getattr__, __dir__, __all__ = _doors(__name__, {
         "bank": "BankConfig Decision MemoryBank UpdatePolicy",
+        "coverage": "coverage_rule",
         "fusion": "FusionBank FusionConfig with_fusion",
-        "rules": "RULES Request Rule find_rule",
+        "rules": "RULES Comparison Matching Request Rule all_rules find_rule",
         "select": "gumbel_select",
         "similarity": "best_match_similarity",
         "update": "Memory Template append write",

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from ..core import StremnError
 from .read import affinity, read
-from .rules import Request, Rule, Selector, find_rule
+from .coverage import all_matches, follow_slots, weighted_pixels
+from .rules import Comparison, Matching, Request, Rule, Selector, find_rule
 from .similarity import best_match_similarity
 from .update import Memory, Template, append, update_usage, write
 
@@ -237,9 +238,11 @@ class Decision(NamedTuple):
     a:Tensor|None      # (B,n) one-hot slot to replace, all-zero rows discard; None: a free slot is used
     scores:Tensor|None # (B,n) learned scores the choice was made from; None where the rule did not ask for them
     usage:Tensor|None=None # (B,n,3) tallies of the attention drawn so far; None where the rule does not need them
+    matches:Tensor|None=None # (B,n+1,n+1,P) comparison with the newcomer, to be kept; None: there is none
+    matching:Matching|None=None # How they were compared
 
 # %% ../../nbs/lessons/07_memory.bank.ipynb #9a11c104
-def commit(
+def store(
     memory:Memory|None, # Memory before the write
     template:Template,  # Template to store
     t:int,              # Frame it comes from
@@ -256,6 +259,19 @@ def commit(
     moved = write(memory, memory.template(newest), memory.frames.amax(1), decision.a)
     place = nn.functional.one_hot(newest, memory.slots).float()              # (B,n)
     return write(moved, template, t, place)._replace(seen=memory.seen+1)
+
+def commit(
+    memory:Memory|None, # Memory before the write
+    template:Template,  # Template to store
+    t:int,              # Frame it comes from
+    decision:Decision,  # Which slot
+    policy:UpdatePolicy,# For the roles
+)->Memory:              # Memory after the write
+    "Store a template, and keep what is known of how alike the slots are."
+    after = store(memory, template, t, decision, policy)
+    if memory is None or decision.matches is None: return after
+    matches = follow_slots(decision.matches, memory.frames, t, after.frames)
+    return after._replace(matches=matches, matching=decision.matching)
 
 # %% ../../nbs/lessons/07_memory.bank.ipynb #e5d794be
 @torch.no_grad()
@@ -286,6 +302,30 @@ def pairwise_similarity(
     directed = directed_similarity(keys)                                     # (B,n+1,n+1)
     return (directed+directed.mT)/2
 
+# %% ../../nbs/lessons/07_memory.bank.ipynb #a15c0de5
+def compare_frames(
+    memory:Memory,     # n filled slots
+    template:Template, # The new frame
+    rule:Rule,         # Says what is compared
+)->Comparison:         # Of n+1 frames, the newcomer last
+    "Compare all frames as a rule asks; what the memory knows already is not computed again."
+    masks = matches = None
+    how = rule.matching
+    if rule.needs_masks or how and how.weighted:
+        if memory.masks is None or template.mask is None:
+            raise StremnError("masks: expected where the object is in every stored frame, found "
+                              "none; this rule is for segmentation, from the first frame on")
+        masks = torch.cat([memory.masks, template.mask[:,None]], 1)          # (B,n+1,2,H,W)
+    if how is not None:
+        old,new = memory.keys,template.key
+        if how.keys=="update": old,new = memory.updates,template.update
+        maps = torch.cat([old, new[:,None]], 1)                              # (B,n+1,.,H,W)
+        pixels = weighted_pixels(maps, None if masks is None or not how.weighted else masks[:,:,0])
+        keep = memory.matching==how and not pixels.requires_grad
+        matches = all_matches(pixels, memory.matches if keep else None)
+    flat = None if masks is None else masks.flatten(3)                       # (B,n+1,2,P)
+    return Comparison(matches, flat, how is not None and how.weighted)
+
 # %% ../../nbs/lessons/07_memory.bank.ipynb #de8b81e8
 def choose_slot(
     memory:Memory,       # Full: n slots
@@ -297,6 +337,7 @@ def choose_slot(
     group:Tensor|None=None, # (B,) long, video of each row
     usage:Tensor|None=None, # (B,n,3) tallies of attention, for rules that need them
     generator:torch.Generator|None=None, # Source of all randomness
+    seen:Comparison|None=None, # Of all frames, for rules that compare them
 )->Decision:
     "Ask the rule of a full memory which slot is replaced."
     held = policy.latest=="held"
@@ -313,12 +354,23 @@ def choose_slot(
         return beta*group_mean(row, scores[-1])
     def appearance(): return group_mean(row, best_match_similarity(template.key, memory.keys))
     def pairs(): return group_mean(row, pairwise_similarity(memory, template))
+    def compare(f): return group_mean(row, f(seen))
 
     a = find_rule(policy.rule).select(Request(
         frames, evictable_slots(frames, policy.pinned, policy.latest), t,
         memory.seen+1-held-policy.pinned, learned, appearance, policy.tau, noise, generator,
-        None if usage is None else group_mean(row, usage), pairs))           # (V,n)
+        None if usage is None else group_mean(row, usage), pairs,
+        None if seen is None else compare, beta))           # (V,n)
     return Decision(a[row], scores[0].detach() if scores else None, usage)
+
+def remember_matches(
+    decision:Decision, # What was decided
+    seen:Comparison,   # What was compared
+    rule:Rule,         # By whom
+)->Decision:           # With the matches, if they can be kept
+    "Hand the comparison on, so that the next frame is compared with the slots alone."
+    if seen.matches is None or seen.matches.requires_grad: return decision
+    return decision._replace(matches=seen.matches, matching=rule.matching)
 
 # %% ../../nbs/lessons/07_memory.bank.ipynb #3ac8b5db
 class MemoryBank(nn.Module):
@@ -388,12 +440,18 @@ class MemoryBank(nn.Module):
         if memory is None: return Decision(None, None)
         policy = policy or self.policy
         full = memory.slots>=policy.capacity
-        usage = None
-        if find_rule(policy.rule).needs_usage:
-            usage = attention_usage(memory, template, self.config, full)
-        if not full: return Decision(None, None, usage)
-        noise = policy.noise=="always" or policy.noise=="train" and self.training
-        return choose_slot(memory, template, t, policy, self.beta, noise, group, usage, generator)
+        rule = find_rule(policy.rule)
+        usage = seen = None
+        if rule.needs_usage: usage = attention_usage(memory, template, self.config, full)
+        if rule.needs_masks or rule.matching: seen = compare_frames(memory, template, rule)
+        decision = Decision(None, None, usage)
+        if full: decision = choose_slot(memory, template, t, policy, self.beta, self.noisy(policy),
+                                        group, usage, generator, seen)
+        return decision if seen is None else remember_matches(decision, seen, rule)
+
+    def noisy(self, policy:UpdatePolicy)->bool:
+        "Does the learned rule draw noise now?"
+        return policy.noise=="always" or policy.noise=="train" and self.training
 
     def commit(self,
         memory:Memory|None, # Memory before the write

@@ -163,12 +163,12 @@ class FeatureBank(MemoryBank):
 
     def project_template(self, stored:Template)->Template:
         "Key, value and update key of a template of feature maps."
-        return super().template(stored.value, stored.key)
+        return super().template(stored.value, stored.key)._replace(mask=stored.mask)
 
     def project(self, stored:Memory)->Memory:
         "Keys, values and update keys of stored feature maps."
         maps = super().template(stored.values.flatten(0, 1), stored.keys.flatten(0, 1))
-        keys,values,updates = (m.unflatten(0, stored.frames.shape) for m in maps)
+        keys,values,updates = (m.unflatten(0, stored.frames.shape) for m in maps[:3])
         return stored._replace(keys=keys, values=values, updates=updates)
 
     def read(self, memory:Memory, query_features:Tensor, group:Tensor|None=None,

@@ -21,6 +21,8 @@ class Template(NamedTuple):
         key: (B,Dk,H,W) floats, what a query is compared with.
         value: (B,Dv,H,W) floats, what a match returns.
         update: (B,Du,H,W) floats, what Eq. 1 compares.
+        mask: (B,2,H,W) floats in [0,1], mean and mean square of the object's probability in each
+            cell; None (the default): not carried. Rules that look at the object ask for it.
 
     Example:
         >>> key, value = torch.randn(1, 8, 16, 16), torch.randn(1, 4, 16, 16)
@@ -29,6 +31,7 @@ class Template(NamedTuple):
     key:Tensor    # (B,Dk,H,W) what a query is matched against, $k$
     value:Tensor  # (B,Dv,H,W) what a match returns, $v$
     update:Tensor # (B,Du,H,W) what Eq. 1 compares, $U$
+    mask:Tensor|None=None # (B,2,H,W) the object's probability p in each cell: mean of p, mean of p*p
 
 # %% ../../nbs/lessons/06_memory.update.ipynb #4daddade
 class Memory(NamedTuple):
@@ -42,6 +45,10 @@ class Memory(NamedTuple):
         seen: templates offered so far, stored or discarded.
         usage: (B,n,3) floats, the attention each slot has drawn since it was stored (see
             `update_usage`); None: it is not counted.
+        masks: (B,n,2,H,W) floats in [0,1], `Template.mask` of each slot; None: not carried.
+        matches: (B,n,n,P) floats in [-1,1], how well each pixel of the row's frame is found in the
+            column's (`stremn.memory.coverage`); None: not kept.
+        matching: how they were compared (`stremn.memory.rules.Matching`); None: not at all.
 
     Example:
         >>> memory = append(None, template, t=0)   # a `Template` of B rows
@@ -55,6 +62,9 @@ class Memory(NamedTuple):
     frames:Tensor  # (B,n) long, index of the frame each slot holds
     seen:int       # Templates offered so far, stored or discarded
     usage:Tensor|None=None # (B,n,3) attention drawn since it was stored; None: not counted
+    masks:Tensor|None=None # (B,n,2,H,W) where the object is in each slot; None: not carried
+    matches:Tensor|None=None # (B,n,n,P) how well pixels of the row's slot are found in the column's; None: not kept
+    matching:object=None # How they were compared
 
     @property
     def slots(self)->int: # n, the number of filled slots
@@ -66,7 +76,8 @@ class Memory(NamedTuple):
     )->Template:     # What that slot holds, row by row
         "What one slot of each row holds."
         rows = torch.arange(len(slot), device=slot.device)
-        return Template(self.keys[rows,slot], self.values[rows,slot], self.updates[rows,slot])
+        mask = None if self.masks is None else self.masks[rows,slot]
+        return Template(self.keys[rows,slot], self.values[rows,slot], self.updates[rows,slot], mask)
 
 # %% ../../nbs/lessons/06_memory.update.ipynb #9a11c103
 NEW_USAGE = (0., -1., 0.) # Tallies of a template that no frame has read yet
@@ -92,16 +103,19 @@ def append(
         >>> append(memory, template, t=1).frames.tolist()
         [[0, 1]]
     """
-    key,value,update = (x[:,None] for x in template)                         # (B,1,.,H,W) each
+    key,value,update = (x[:,None] for x in template[:3])                     # (B,1,.,H,W) each
+    mask = None if template.mask is None else template.mask[:,None]          # (B,1,2,H,W)
     B = len(template.key)
     frame = torch.full((B, 1), t, dtype=torch.long, device=template.key.device)
-    if memory is None: return Memory(key, value, update, frame, 1)
+    if memory is None: return Memory(key, value, update, frame, 1, None, mask)
     usage = memory.usage
     if usage is not None:
         usage = torch.cat([usage, usage.new_tensor(NEW_USAGE).expand(B, 1, -1)], 1)
     pairs = zip(memory[:4], (key, value, update, frame))
     keys,values,updates,frames = (torch.cat(pair, 1) for pair in pairs)      # (B,n+1,...) each
-    return Memory(keys, values, updates, frames, memory.seen+1, usage)
+    masks = None
+    if memory.masks is not None and mask is not None: masks = torch.cat([memory.masks, mask], 1)
+    return Memory(keys, values, updates, frames, memory.seen+1, usage, masks)
 
 # %% ../../nbs/lessons/06_memory.update.ipynb #11cdd1e8
 def blend(
@@ -150,9 +164,12 @@ def write(
     usage = memory.usage
     if usage is not None:                                                    # the write is its first update
         usage = torch.where(replaced[:,:,None], usage.new_tensor((0., -1., 1.)), usage)
-    keys,values,updates = (blend(old, new, a) for old,new in zip(memory[:3], template))
+    keys,values,updates = (blend(old, new, a) for old,new in zip(memory[:3], template[:3]))
     frames = torch.where(replaced, t, memory.frames)                         # (B,n)
-    return Memory(keys, values, updates, frames, memory.seen+1, usage)
+    masks = None
+    if memory.masks is not None and template.mask is not None:
+        masks = blend(memory.masks, template.mask, a.detach())               # what was seen is no choice
+    return Memory(keys, values, updates, frames, memory.seen+1, usage, masks)
 
 # %% ../../nbs/lessons/06_memory.update.ipynb #626f87e4
 def update_usage(

@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import StremnError, at_least_float32
 from ..data.clips import one_hot_objects
 from ..memory.bank import BankConfig, Decision, MemoryBank, UpdatePolicy, check_choice
+from ..memory.rules import find_rule
 from ..memory.update import Memory, Template
 from ..nets.aspp import ASPP
 from ..nets.blocks import pad_to, unpad
@@ -211,16 +213,26 @@ def object_probabilities(
     return at_least_float32(logit).sigmoid().unflatten(0, (V, -1))           # (V,o,H',W')
 
 # %% ../../nbs/lessons/08_models.vos.ipynb #9a11c107
+def masks_at_grid(
+    masks:Tensor,        # (B,1,H',W') probability of an object
+    size:tuple[int,int], # (h,w) of the memory's maps
+)->Tensor:               # (B,2,h,w) mean and mean square in each cell
+    "What a template remembers of where its object was."
+    return F.adaptive_avg_pool2d(torch.cat([masks, masks.square()], 1), size)
+
 def object_templates(
     model:"VOSModel",     # Whose memory encoder and bank
     encoded:EncodedFrame, # The encoded frame
     planes:Tensor,        # (V*o,2,H',W') each object's own mask and all others together
     group:Tensor,         # (V*o,) long, video of each row
+    policy:UpdatePolicy|None=None, # Says whether masks are noted; None: the bank's own
 )->Template:              # Of V*o rows
     "The frame goes through the memory encoder once for each object."
     x = torch.cat([encoded.frame[group], planes], 1)                         # (B,5,H',W')
     features = model.memory_encoder(x, encoded.maps[-1][group])[-1]          # (B,Cm,h,w)
-    return model.bank.template(features, encoded.maps[-1], group)
+    template = model.bank.template(features, encoded.maps[-1], group)
+    if not find_rule((policy or model.bank.policy).rule).needs_masks: return template
+    return template._replace(mask=masks_at_grid(planes[:,:1].detach(), features.shape[-2:]))
 
 # %% ../../nbs/lessons/08_models.vos.ipynb #570f8d53
 def choose_without_padding(
@@ -241,10 +253,10 @@ def choose_without_padding(
     place = votes.flatten().cumsum(0).sub(1).view_as(votes)                        # (V,O) which of the N a row is
     first = place.gather(1, votes.int().argmax(1, keepdim=True))                   # (V,1) the first voter of each video
     among = Memory(*(x[rows] if torch.is_tensor(x) else x for x in memory))
-    voters = Template(*(x[rows] for x in template))
+    voters = Template(*(None if x is None else x[rows] for x in template))
     decision = bank.choose(among, voters, t, group[rows], generator, policy)
     index = torch.where(votes, place, first).flatten()                             # (V*O,)
-    return Decision(*(None if x is None else x[index] for x in decision))
+    return Decision(*(x[index] if torch.is_tensor(x) else x for x in decision))
 
 # %% ../../nbs/lessons/08_models.vos.ipynb #03452c28
 class VOSModel(nn.Module):
@@ -317,7 +329,7 @@ class VOSModel(nn.Module):
         after,decisions = [],[]
         for memory,planes,O,rows in zip([*memories, None], mask_planes(masks, sizes), sizes, real):
             group = object_rows(len(masks), O, masks.device)
-            template = object_templates(self, encoded, planes, group)
+            template = object_templates(self, encoded, planes, group, policy)
             decisions.append(choose_without_padding(
                 self.bank, memory, template, t, group, rows, generator, policy))
             after.append(self.bank.commit(memory, template, t, decisions[-1], policy))

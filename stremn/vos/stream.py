@@ -348,9 +348,7 @@ def keep_rows(
     rows:list[int], # Those that stay
 )->Memory:
     "The memory of some of its objects."
-    usage = None if memory.usage is None else memory.usage[rows]
-    return memory._replace(keys=memory.keys[rows], values=memory.values[rows],
-                           updates=memory.updates[rows], frames=memory.frames[rows], usage=usage)
+    return Memory(*(x[rows] if torch.is_tensor(x) else x for x in memory))
 
 def drop_object(
     state:StreamState, # Before
