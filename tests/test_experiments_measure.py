@@ -115,6 +115,10 @@ def test_a_measurement_is_a_record_with_its_origin(model, clips, tmp_path):
     assert record.config["slots"] == 2 and record.config["clip"]["frames"] == 10 and record.seconds > 0
     assert record.metrics["J"] == pytest.approx(float(scores.mean()), abs=1e-6)
     assert record.clips["J"] == pytest.approx({x.name: float(s) for x, s in zip(clips, scores.mean(1))})
+    shown = [(x.masks[1:-1] == 1).flatten(1).any(1) for x in clips]
+    by_hand = {x.name: float(row[seen].mean()) for x, row, seen in zip(clips, scores, shown) if seen.any()}
+    assert record.clips["J_visible"] == pytest.approx(by_hand)
+    assert record.metrics["J_visible"] == pytest.approx(sum(by_hand.values()) / len(by_hand))
     assert record.device.startswith("cpu ")
     assert Record.load(record.save(tmp_path)) == record
 
@@ -221,6 +225,7 @@ def test_real_video_is_streamed_and_scored(videos, model):
         assert set(record.clips["F"]) == set(record.clips["J"]) and record.config["videos"] == 2
         for m in "JF":
             assert record.metrics[m] == pytest.approx(sum(record.clips[m].values()) / 3)
+        assert record.metrics["J_visible"] == pytest.approx(sum(record.clips["J_visible"].values()) / 3)
         assert record.metrics["JF"] == pytest.approx((record.metrics["J"] + record.metrics["F"]) / 2)
         rule = "oldest" if policy == UNBOUNDED else policy
         found, true = follow_video(VideoSegmenter(model, rule, slots, "cpu"), videos[1])

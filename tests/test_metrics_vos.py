@@ -10,7 +10,7 @@ from helpers import label_video, vos_benchmark
 from stremn.core import StremnError
 from stremn.images import read_mask
 from stremn.metrics.vos import (Report, boundary, contour_accuracy, jaccard, near, score_object, score_video,
-                                statistics, tolerance_radius)
+                                statistics, tolerance_radius, visible_mean)
 
 ndimage = pytest.importorskip("scipy.ndimage")
 
@@ -243,3 +243,21 @@ def test_real_masks_agree_with_both_programs(data_root, video, kind):
         assert np.abs(s.J.numpy() - want[:, 0]).max() < 1e-12 and np.abs(s.F.numpy() - want[:, 1]).max() < 1e-12
         assert abs(s.j - J[i]) < 1e-6 and abs(s.f - F[i]) < 1e-6
         assert .05 < s.j < 1
+
+
+def test_frames_without_the_target_do_not_count_among_the_visible_ones():
+    "DAVIS counts an empty frame that was left empty as 1; the mean over visible frames leaves it out."
+    truth = torch.zeros(8, 16, 16, dtype=torch.long)
+    truth[:5, 4:12, 4:12] = 1
+    pred = truth.clone()
+    pred[1:5, 4:8] = 0                                    # half of it is missed
+    score = score_video(pred, truth)[1]
+    assert score.visible.tolist() == [True] * 4 + [False] * 2 and score.j_visible == pytest.approx(.5)
+    assert score.j == pytest.approx((4 * .5 + 2) / 6) and score_object(pred == 1, truth == 1).j_visible == score.j_visible
+    values = torch.rand(3, 7, generator=torch.Generator().manual_seed(0))
+    seen = torch.rand(3, 7, generator=torch.Generator().manual_seed(1)) > .5
+    by_hand = [sum(v for v, s in zip(row, at) if s) / sum(at) for row, at in zip(values.tolist(), seen.tolist())]
+    assert visible_mean(values, seen).tolist() == pytest.approx(by_hand)
+    assert visible_mean(values, torch.zeros(3, 7)).isnan().all()
+    with pytest.raises(StremnError, match="one shape"):
+        visible_mean(values, seen[:2])

@@ -29,7 +29,7 @@ from ..data.walkers import TEST_PEOPLE, WalkersConfig, walkers_batch
 from ..memory.bank import UpdatePolicy
 from ..memory.rules import RULES, Request, pick
 from ..metrics.frames import FrameScore, score_frames
-from ..metrics.vos import Report, jaccard, score_video
+from ..metrics.vos import Report, jaccard, score_video, visible_mean
 from ..models.hub import load
 from ..models.vos import Memories, VOSModel
 from ..models.vos_baselines import BASELINE_MEMORIES, with_baseline_memory
@@ -202,6 +202,15 @@ def frame_scores(
         out.append(jaccard(labels==1, b.labels[:,1:]==1).cpu())                # (V,T-2)
     return torch.cat(out).float()
 
+# %% ../../nbs/library/81_experiments.measure.ipynb #a15c0df3
+def visible_scores(
+    scores:Tensor,        # (N,T-2) J of frames 1, 2, ..., from `frame_scores`
+    clips:Sequence[Clip], # The N clips
+)->Tensor:                # (N,) float64; NaN where the first object is never visible
+    "J over the frames that show the target."
+    shown = torch.stack([(c.masks[1:-1]==1).flatten(1).any(1) for c in clips])
+    return visible_mean(scores, shown)
+
 # %% ../../nbs/library/81_experiments.measure.ipynb #e0495e43
 def evaluate_chameleon(
     c:ChameleonEval,             # What to measure
@@ -218,7 +227,8 @@ def evaluate_chameleon(
         name: name of the record; by default the policy.
 
     Returns:
-        The record, and a tensor (N,T-2) with J of every scored frame.
+        The record, with J as DAVIS counts it and J over the frames that show the target
+        ("J_visible"), and a tensor (N,T-2) with J of every scored frame.
 
     Raises:
         StremnError: for unknown weights or policies, and for clips with fewer than 3 frames.
@@ -232,11 +242,13 @@ def evaluate_chameleon(
     if hasattr(model.bank, "fusing"): model.bank.fusing = c.fusing
     began = time.perf_counter()
     scores = frame_scores(model, clips, c.policy, c.slots, c.seed, noise=c.noise, latest=c.latest)
-    each = {clip.name:float(s) for clip,s in zip(clips, scores.mean(1))}
+    each = {m:{clip.name:float(s) for clip,s in zip(clips, of) if s==s}
+            for m,of in (("J", scores.mean(1)), ("J_visible", visible_scores(scores, clips)))}
+    means = {m:sum(of.values())/len(of) for m,of in each.items() if of}
     device = device_name(next(model.parameters()).device)
     config = to_json(c) | {"training":trained_how(model)}
-    return Record(name or c.policy, {"J":sum(each.values())/len(each)}, config, c.seed,
-                  time.perf_counter()-began, clips={"J":each}, device=device),scores
+    return Record(name or c.policy, means, config, c.seed, time.perf_counter()-began,
+                  clips=each, device=device),scores
 
 # %% ../../nbs/library/81_experiments.measure.ipynb #971e8f90
 def running_mean(
@@ -310,7 +322,7 @@ def evaluate_videos(
     model:VOSModel|None=None,     # Network; None: loaded by name
     name:str|None=None,           # Row of a table; None: the policy
     progress:bool=False,          # Show a bar?
-)->Record: # J, F, JF: means over objects, and of each object ("video" or "video/object")
+)->Record: # J, F, JF, J_visible: means over objects, and of each object ("video" or "video/object")
     """Measure J and F of one policy on real video, as DAVIS defines them.
 
     Args:
@@ -321,7 +333,7 @@ def evaluate_videos(
         progress: show a bar (False).
 
     Returns:
-        The record: J, F and JF, and under `clips` those of each object ("video" or "video/object").
+        The record: J, F, JF and J over the frames that show the object, and under `clips` those of each object ("video" or "video/object").
 
     Raises:
         StremnError: for unknown weights or policies, and for videos that cannot be read.
@@ -336,9 +348,12 @@ def evaluate_videos(
     bar = tqdm(videos, desc=name or c.policy, disable=not progress, unit="video")
     report = Report({video.name:score_video(*follow_video(segmenter, video)) for video in bar})
     means = {m:report.metrics[m] for m in ("JF", "J", "F")}
+    clips = object_scores(report)
+    seen = clips["J_visible"].values()
+    if seen: means["J_visible"] = sum(seen)/len(seen)
     config = to_json(c) | {"videos":len(videos), "training":trained_how(model)}
     return Record(name or c.policy, means, config, c.seed, time.perf_counter()-began,
-                  device=device_name(segmenter.device), clips=object_scores(report))
+                  device=device_name(segmenter.device), clips=clips)
 
 # %% ../../nbs/library/81_experiments.measure.ipynb #c1c51f7e
 def object_scores(
@@ -347,7 +362,9 @@ def object_scores(
     "Scores of single objects; a video with one object needs no number."
     alone = {video for video,objects in report.videos.items() if len(objects)==1}
     each = {v if v in alone else f"{v}/{i}":s for (v,i),s in report.objects.items()}
-    return {m:{k:getattr(s, m.lower()) for k,s in each.items()} for m in ("JF", "J", "F")}
+    names = ("JF", "J", "F", "J_visible")
+    found = {m:{k:getattr(s, m.lower()) for k,s in each.items()} for m in names}
+    return {m:{k:v for k,v in of.items() if v==v} for m,of in found.items()}
 
 # %% ../../nbs/library/81_experiments.measure.ipynb #6dc071a0
 @dataclass(frozen=True)
