@@ -429,3 +429,45 @@ def test_the_tallies_are_the_attention_of_every_frame_since_a_slot_was_written()
 def test_nobody_pays_for_tallies_that_no_rule_asks_for():
     memory = run(MemoryBank(SMALL, slots=4, policy="oldest").eval(), maps(8))[1]
     assert memory.usage is None
+
+
+def frames_over_time(rule, T=20, slots=4, **changes):
+    "Frames held after each step."
+    torch.manual_seed(0)
+    bank = MemoryBank(memory_channels=4, query_channels=4, key_channels=3, value_channels=3, update_channels=3).eval()
+    policy, memory, held = UpdatePolicy(rule, slots, **changes), None, []
+    with torch.no_grad():
+        for t in range(T):
+            x = torch.randn(1, 4, 3, 3, generator=make_generator(t))
+            memory = bank.write(memory, bank.template(x), t, policy=policy, generator=make_generator(t))
+            held.append(memory.frames[0].tolist())
+    return held
+
+
+@pytest.mark.parametrize("every", [1, 3, 5])
+def test_only_every_nth_frame_is_stored_or_moves_on(every):
+    "By hand, with a queue: what is stored when the latest competes; what moves on when it is held."
+    for t, frames in enumerate(frames_over_time("oldest", every=every)):
+        offered = list(range(0, t + 1, every))
+        assert sorted(frames) == [0, *offered[1:][-3:]]
+    for t, frames in enumerate(frames_over_time("oldest", every=every, latest="held")):
+        settled = list(range(0, t, every))
+        latest = [t] if t else []
+        assert sorted(frames) == sorted({0, *settled[1:][-2:], *latest}), t
+
+
+@pytest.mark.parametrize("latest", ["competes", "held"])
+@pytest.mark.parametrize("rule", ["random", "learned", "lfu", "diversity", "coverage", "reservoir"])
+def test_a_stride_of_one_is_no_stride_and_others_keep_the_promises(rule, latest):
+    assert frames_over_time(rule, latest=latest) == frames_over_time(rule, latest=latest, every=1)
+    held = frames_over_time(rule, T=30, latest=latest, every=4)
+    for t, frames in enumerate(held):
+        assert len(frames) == len(set(frames)) <= 4 and frames[0] == 0
+        assert all(f % 4 == 0 or f == t and latest == "held" for f in frames)
+        assert latest == "competes" or t in frames
+
+
+def test_a_stride_that_cannot_be_meant_is_refused():
+    for every in (0, -1, 1.5, True, "2"):
+        with pytest.raises(StremnError, match="every: expected a whole number from 1 on"):
+            UpdatePolicy(every=every)

@@ -253,7 +253,8 @@ def test_frames_without_the_target_do_not_count_among_the_visible_ones():
     pred[1:5, 4:8] = 0                                    # half of it is missed
     score = score_video(pred, truth)[1]
     assert score.visible.tolist() == [True] * 4 + [False] * 2 and score.j_visible == pytest.approx(.5)
-    assert score.j == pytest.approx((4 * .5 + 2) / 6) and score_object(pred == 1, truth == 1).j_visible == score.j_visible
+    assert score.j == pytest.approx((4 * .5 + 2) / 6)
+    assert score_object(pred == 1, truth == 1).j_visible == score.j_visible
     values = torch.rand(3, 7, generator=torch.Generator().manual_seed(0))
     seen = torch.rand(3, 7, generator=torch.Generator().manual_seed(1)) > .5
     by_hand = [sum(v for v, s in zip(row, at) if s) / sum(at) for row, at in zip(values.tolist(), seen.tolist())]

@@ -50,6 +50,7 @@ class ChameleonEval:
         slots: K, at least 1; "unbounded" ignores it.
         noise: Gumbel noise of the learned rule, "never" or "always".
         latest: "competes" or "held", the role of the previous newest frame (`UpdatePolicy`).
+        every: stride of insertion (`UpdatePolicy`).
         clips, first: number of clips; seed of the first.
         upto: only the first frames of each clip; None: all.
         seed: of the policies that draw at random.
@@ -73,6 +74,7 @@ class ChameleonEval:
     seed:int=0                  # Of the policies that draw at random
     clip:ChameleonConfig=ChameleonConfig()
     fusing:bool=True            # False: the fusion module is taken out, nothing is trained again
+    every:int=1                 # Only every n-th frame is stored, or moves on
 
 UNBOUNDED = "unbounded" # Nothing is ever forgotten
 BELADY = "oracle"       # Knows the future: `belady`
@@ -241,7 +243,8 @@ def evaluate_chameleon(
     if clips is None: clips = held_out_clips(c)
     if hasattr(model.bank, "fusing"): model.bank.fusing = c.fusing
     began = time.perf_counter()
-    scores = frame_scores(model, clips, c.policy, c.slots, c.seed, noise=c.noise, latest=c.latest)
+    scores = frame_scores(model, clips, c.policy, c.slots, c.seed, noise=c.noise,
+                          latest=c.latest, every=c.every)
     each = {m:{clip.name:float(s) for clip,s in zip(clips, of) if s==s}
             for m,of in (("J", scores.mean(1)), ("J_visible", visible_scores(scores, clips)))}
     means = {m:sum(of.values())/len(of) for m,of in each.items() if of}
@@ -272,6 +275,8 @@ class VideoEval:
         policy: name in `RULES` or `BASELINE_MEMORIES`, or "unbounded" (nothing is forgotten).
         slots: K, at least 1; "unbounded" and the published memories ignore it.
         seed: of the policies that draw at random.
+        latest, every: role of the newest frame (None: the network's own) and stride of insertion
+            (`UpdatePolicy`).
         test_time: several views of each frame and the like; None: one view.
 
     Example:
@@ -286,6 +291,8 @@ class VideoEval:
     slots:int=6                     # K; "unbounded" and published memories ignore it
     seed:int=0                      # Of the policies that draw at random
     test_time:TestTimeConfig|None=None # How each frame is viewed; None: once
+    latest:str|None=None            # Role of the previous newest frame; None: the network's own
+    every:int=1                     # Only every n-th frame is stored, or moves on
 
 # %% ../../nbs/library/81_experiments.measure.ipynb #afdaed71
 def video_segmenter(
@@ -298,7 +305,8 @@ def video_segmenter(
     if rule in BASELINE_MEMORIES:
         model = with_baseline_memory(model, rule)
         rule = UNBOUNDED
-    policy = policy_for(model, rule, c.slots)
+    own = {} if c.latest is None else {"latest":c.latest}
+    policy = policy_for(model, rule, c.slots, every=c.every, **own)
     return VideoSegmenter(model, policy, None, device, c.seed, c.test_time)
 
 # %% ../../nbs/library/81_experiments.measure.ipynb #afdaed72
@@ -333,7 +341,8 @@ def evaluate_videos(
         progress: show a bar (False).
 
     Returns:
-        The record: J, F, JF and J over the frames that show the object, and under `clips` those of each object ("video" or "video/object").
+        The record: J, F, JF and J over the frames that show the object ("J_visible"), and under
+        `clips` those of each object ("video" or "video/object").
 
     Raises:
         StremnError: for unknown weights or policies, and for videos that cannot be read.

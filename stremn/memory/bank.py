@@ -33,6 +33,7 @@ class BankConfig:
         pinned: the first slots are never replaced.
         policy: name in `stremn.memory.RULES`.
         latest: "competes": the previous newest frame may be replaced; "held": it moves on first.
+        every: only every n-th frame is stored, or moves on; see `UpdatePolicy`.
         per_object: one decision for each object (True) or for each video (False).
         similarity: read with "dot" (STM) or "l2" (STCN).
         top_k: read only the k best stored pixels; None: all.
@@ -68,6 +69,7 @@ class BankConfig:
     noise:str="train"          # Gumbel noise: "train", "always" or "never"
     beta:float=1.              # Scale of the scores before Eq. 3; 1 is the paper
     learn_beta:bool=False      # Make the scale a weight
+    every:int=1                # Only every n-th frame is stored ("competes") or moves on ("held")
 
     def __post_init__(self):
         check_choice("similarity", self.similarity, ("dot", "l2"))
@@ -98,6 +100,13 @@ def check_choice(
         words = ", ".join(map(str, allowed))
         raise StremnError(f"{name}: expected one of {words}, found {found!r}")
 
+def check_every(
+    every:int, # Stride of insertion
+)->None:
+    "Only every n-th frame: n is a whole number from 1 on."
+    if not isinstance(every, int) or isinstance(every, bool) or every<1:
+        raise StremnError(f"every: expected a whole number from 1 on, found {every!r}")
+
 def check_slots(
     slots:float,  # K
     pinned:int,   # Slots that are never replaced
@@ -121,6 +130,9 @@ class UpdatePolicy:
         pinned: the first slots are never replaced; 1 keeps the frame whose mask was given.
         latest: "competes" (the previous newest frame may be replaced, as in the paper's Fig. 6) or
             "held" (it moves on among the others first).
+        every: stride of insertion, 1 or more. If the latest "competes", only frames 0, n, 2n, ...
+            are stored. If it is "held", the newest frame is always there, and only every n-th one
+            moves on; the frames between share one slot.
         per_object: each object decides for itself, instead of all objects of a video together.
         tau: temperature of Eq. 3, above 0; it shapes the gradient of the learned rule, never its
             choice.
@@ -142,6 +154,7 @@ class UpdatePolicy:
     per_object:bool=False            # One decision an object?
     tau:float=1.                     # Temperature of Eq. 3
     noise:str="train"                # When the learned rule draws noise
+    every:int=1                      # Only every n-th frame is stored, or moves on
 
     def __post_init__(self):
         find_rule(self.rule)
@@ -149,6 +162,7 @@ class UpdatePolicy:
         check_choice("noise", self.noise, ("train", "always", "never"))
         if self.pinned<0:
             raise StremnError(f"pinned: expected 0 or more slots, found {self.pinned}")
+        check_every(self.every)
         check_slots(self.slots, self.pinned)
 
     @classmethod
@@ -156,7 +170,7 @@ class UpdatePolicy:
         "The policy that a bank's config asks for."
         c = config
         slots = math.inf if c.slots is None else c.slots
-        return cls(c.policy, slots, c.pinned, c.latest, c.per_object, c.tau, c.noise)
+        return cls(c.policy, slots, c.pinned, c.latest, c.per_object, c.tau, c.noise, c.every)
 
     def but(self,
         rule:str|Rule|Selector|None=None, # Another rule; None: as it is
@@ -206,6 +220,22 @@ def evictable_slots(
     free = torch.ones_like(frames, dtype=torch.bool)
     free[:,:pinned] = False
     return free if latest=="competes" else free & (frames!=frames.amax(1, keepdim=True))
+
+def passes_by(
+    memory:Memory,       # n filled slots
+    t:int,               # Frame that is offered
+    policy:UpdatePolicy, # Says how many are stored
+)->bool:
+    "Is this one of the frames between two that are stored, or that move on?"
+    if policy.every==1: return False
+    if policy.latest=="competes": return t%policy.every!=0
+    return memory.slots>policy.pinned and int(memory.frames.max())%policy.every!=0
+
+def nothing(
+    memory:Memory, # n filled slots
+)->Tensor:         # (B,n) zeros
+    "The choice that replaces no slot."
+    return torch.zeros(memory.frames.shape, device=memory.frames.device)
 
 # %% ../../nbs/lessons/07_memory.bank.ipynb #f2a5bb0b
 def group_rows(
@@ -342,7 +372,7 @@ def choose_slot(
     "Ask the rule of a full memory which slot is replaced."
     held = policy.latest=="held"
     if memory.slots<=policy.pinned+held:                                     # every slot is protected
-        return Decision(torch.zeros_like(memory.frames, dtype=torch.float), None, usage)
+        return Decision(nothing(memory), None, usage)
     if held: template = memory.template(memory.frames.argmax(1))             # the previous latest asks for a place
     together = None if policy.per_object else group
     row,first = group_rows(len(memory.frames), together, memory.frames.device)
@@ -445,8 +475,9 @@ class MemoryBank(nn.Module):
         if rule.needs_usage: usage = attention_usage(memory, template, self.config, full)
         if rule.needs_masks or rule.matching: seen = compare_frames(memory, template, rule)
         decision = Decision(None, None, usage)
-        if full: decision = choose_slot(memory, template, t, policy, self.beta, self.noisy(policy),
-                                        group, usage, generator, seen)
+        if passes_by(memory, t, policy): decision = decision._replace(a=nothing(memory))
+        elif full: decision = choose_slot(memory, template, t, policy, self.beta,
+                                          self.noisy(policy), group, usage, generator, seen)
         return decision if seen is None else remember_matches(decision, seen, rule)
 
     def noisy(self, policy:UpdatePolicy)->bool:

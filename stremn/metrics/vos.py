@@ -325,7 +325,8 @@ def _score_ids(
         if len(keep)==0: continue                              # annotated too late to be scored
         p,t = pred[keep]==i,truth[keep]==i
         visible = t.flatten(1).any(1).cpu()
-        scores[i] = ObjectScore(i, keep, jaccard(p, t).cpu(), contour_accuracy(p, t, tolerance), visible)
+        values = (jaccard(p, t).cpu(), contour_accuracy(p, t, tolerance))
+        scores[i] = ObjectScore(i, keep, *values, visible)
     return scores
 
 # %% ../../nbs/library/51_metrics.vos.ipynb #0e6cde81
