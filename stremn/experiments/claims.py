@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RIVALS', 'SAME', 'Claim', 'rows_of_study', 'difference', 'beats_all', 'equal', 'rule_claims', 'slot_claims',
-           'fusion_claims', 'table_claims', 'with_shares', 'memory_claims', 'cost_claims', 'count_runs', 'wider_claims',
-           'claims_table', 'all_claims', 'reproduce']
+           'forgetting_claims', 'fusion_claims', 'table_claims', 'with_shares', 'memory_claims', 'cost_claims',
+           'count_runs', 'wider_claims', 'claims_table', 'all_claims', 'reproduce']
 
 # %% ../../nbs/library/87_experiments.claims.ipynb #bf1fb8b5
 import time
@@ -18,7 +18,7 @@ from ..core import StremnError
 from .benchmark import CLAIM, in_time, measured_crossing, sizes_in
 from .cost import crossing
 from .grid import run
-from .vos import STUDIES, measure_chameleon, network_of
+from .vos import FRESH, STUDIES, measure_chameleon, network_of
 from stremn.results import (
     Interval, Record, by_name, common_seeds, crossed_interval, load_records, policy_table,
     row_difference, score_matrix, verdict,
@@ -61,12 +61,13 @@ def beats_all(
     this:str,                    # Row
     rivals:Sequence[str]=RIVALS, # Rows it should beat
     metric:str="J",              # Key of `Record.clips`
+    margin:float=0.,             # By how much
 )->tuple[str|None,Interval|None,str]: # closest rival, difference to it, verdict over all
     "Better than every one of them? The rival that comes closest is shown."
     gaps = {rival:difference(rows, this, rival, metric) for rival in rivals}
     if any(gap is None for gap in gaps.values()): return None,None,"not run"
     closest = min(gaps, key=lambda k: gaps[k].mean)
-    words = {verdict(gap) for gap in gaps.values()}
+    words = {verdict(gap, margin) for gap in gaps.values()}
     worst = next(w for w in ("not reproduced", "undecided", "reproduced") if w in words)
     return closest,gaps[closest],worst
 
@@ -107,6 +108,32 @@ def slot_claims(
     for few,says in ((3, "more slots help (Table 2)"), (7, "six slots are best (Table 2)")):
         gap = difference(rows, "learned-K06", f"learned-K{few:02}")
         out.append(Claim(says, f"6 slots − {few} slots", gap, verdict(gap), page))
+    return out
+
+# %% ../../nbs/library/87_experiments.claims.ipynb #a15c0e03
+def forgetting_claims(
+    root:Path|str, # Folder of the records of all studies
+)->list[Claim]:
+    "Coverage on the object against the paper's rules and against its rival, on fresh clips."
+    page,this = "results/t_forgetting.ipynb","coverage_object"
+    rows = {n:rows_of_study(root, f"forgetting-{n}") for n in FRESH}
+    gap = difference(rows[60], this, "learned")
+    out = [Claim("what stays is compared, on the object: better than Eq. 1 by .05",
+                 "J, coverage_object − learned > .05; 60 frames", gap, verdict(gap, .05), page)]
+    rival,gap,word = beats_all(rows[60], this, RIVALS, margin=.03)
+    out.append(Claim("and better than rules A–F by .03", f"J, coverage_object − {rival or 'closest'} "
+                     "> .03; 60 frames", gap, word, page))
+    for n in FRESH:
+        if n==60: continue
+        gap = difference(rows[n], this, "oldest")
+        says = "and better than the queue by .12"
+        tested = f"J, coverage_object − oldest > .12; {n:,} frames"
+        out.append(Claim(says, tested, gap, verdict(gap, .12), page))
+    for n in FRESH:
+        gap = difference(rows[n], this, "diversity_object")
+        tested = f"J, coverage_object − diversity_object; {n:,} frames"
+        says = "coverage beats diversity on the same pixels"
+        out.append(Claim(says, tested, gap, verdict(gap), page))
     return out
 
 # %% ../../nbs/library/87_experiments.claims.ipynb #1260645f
@@ -214,12 +241,14 @@ def wider_claims(
 def claims_table(
     claims:Sequence[Claim], # What was tested
     nbs:str="",             # Way from the page that shows it to `nbs/`, for the links
+    head:str="the paper says", # Above the sentences
 )->str:                     # Markdown
     """Verdicts as a table in Markdown, one line a claim.
 
     Args:
         claims: what was tested, such as `all_claims(stored_records())`.
         nbs: way from the page that shows the table to the folder `nbs`, such as "../".
+        head: what stands above the sentences, such as "we say" for `forgetting_claims`.
 
     Returns:
         A table: the sentence, what was tested, difference, 95 % interval, verdict, link to a page.
@@ -231,7 +260,7 @@ def claims_table(
     """
     def cells(i, form):
         return ("", "") if i is None else (f"{i.mean:{form}}", f"[{i.lo:{form}}, {i.hi:{form}}]")
-    lines = ["| the paper says | tested | difference | 95 % interval | verdict | |",
+    lines = [f"| {head} | tested | difference | 95 % interval | verdict | |",
              "|:--|:--|--:|:-:|:--|:--|"]
     for c in claims:
         numbers = " | ".join(cells(c.interval, c.form))
@@ -242,7 +271,7 @@ def claims_table(
 def all_claims(
     root:Path|str, # Folder of the records of all studies
 )->list[Claim]:
-    "Every claim there is a test for."
+    "Every claim of the paper that there is a test for."
     return [*table_claims(root), *wider_claims(root), *cost_claims(root), *memory_claims(root)]
 
 # %% ../../nbs/library/87_experiments.claims.ipynb #c0a2a07f
