@@ -212,3 +212,29 @@ def test_a_part_of_a_split_is_scored_but_not_packed(work, weights, capsys):
 def test_usage_errors_end_with_2_and_name_the_option(work, weights, capsys, words):
     status, out, err = evaluate(capsys, weights, "DAVIS", *words)
     assert (status, out) == (2, []) and words[0] in " ".join(err) and not list(work.iterdir())
+
+
+# ---------------------------------------------------------------- bench memory
+def test_bench_memory_prints_statistics_and_scores_and_keeps_records(work, weights, capsys):
+    words = ["bench", "memory", "--weights", weights, "--levels", "easy", "--clips", "1", "--quiet", "--policy"]
+    status, out, err = stremn_main(capsys, *words, "oldest", "oracle", "--out", "kept")
+    assert (status, err) == (0, []) and out[-1] == "Records in kept"
+    assert sorted(p.name for p in (work / "kept").iterdir()) == ["easy-oldest-s0.json", "easy-oracle-s0.json"]
+    assert any(line.startswith("| MOSEv2 (published) | 61.8% | 50.3% | 13.6 |") for line in out)
+    scores = json.loads((work / "kept" / "easy-oldest-s0.json").read_text())["metrics"]
+    assert f"| oldest | {scores['J']:.3f} | {scores['J_visible']:.3f} |" in out
+    before = files_below(work)
+    assert stremn_main(capsys, *words, "newest")[0] == 0 and files_below(work) == before
+
+
+@pytest.mark.parametrize(("words", "pieces"), [
+    (["memory", "--quick"], ["--quick: expected bench cost, found bench memory"]),
+    (["memory", "--networks", "tiny"], ["--networks"]), (["--clips", "3"], ["--clips: expected bench memory"]),
+    (["cost", "--policy", "oldest"], ["--policy"]), (["memory", "--levels", "extreme"], ["easy, medium, hard"]),
+    (["memory", "--policy", "best"], ["policy: expected one of"]), (["memory", "--clips", "0"], ["clips", "found 0"]),
+    (["memory", "--slots", "0", "--clips", "1"], ["slots"]), (["memory", "--weights", "none"], ["none"]),
+    (["memory", "--policy", "no.such:rule"], ["module:function", "no.such:rule"])])
+def test_bench_refuses_what_it_cannot_measure(work, capsys, words, pieces):
+    status, out, err = stremn_main(capsys, "bench", *words, "--out", "kept/here", "--quiet")
+    assert (status, out, len(err)) == (2, [], 1) and all(p in err[0] for p in pieces), err
+    assert not list(work.iterdir())

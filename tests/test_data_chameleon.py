@@ -9,15 +9,16 @@ import torch
 import torch.nn.functional as F
 
 from stremn.core import StremnError
-from stremn.config import to_json
+from stremn.config import to_json, with_new_defaults
 from stremn.data.chameleon import (
-    ChameleonConfig, chameleon, chameleon_batch, draw_motion, draw_script, draw_story, paint_figure,
+    ChameleonConfig, chameleon, chameleon_batch, draw_cuts, draw_fates, draw_motion, draw_script, draw_story,
+    paint_clips, paint_figure,
 )
 
 SMALL = ChameleonConfig(frames=14, size=17, modes=3, stay=(1, 3), fade=2, hide=1)
 WORLDS = [SMALL, replace(SMALL, objects=2), replace(SMALL, lookalikes=0), replace(SMALL, modes=1, hide=2),
           replace(SMALL, fade=0, noise=0.), replace(SMALL, hide=0, vanish=1.), replace(SMALL, frames=1),
-          ChameleonConfig(size=9)]
+          ChameleonConfig(size=9), replace(SMALL, disappear=.6, reappear=.3, cuts=3, drift=.7)]
 
 
 def same(a, b):
@@ -178,6 +179,87 @@ def test_a_thousand_frames():
     assert c.modes.unique().tolist() == [-1, 0, 1, 2, 3]
 
 
+# ---------------------------------------------------------------- shares, shot cuts, drift
+def test_a_share_of_targets_vanishes_and_a_share_returns():
+    config = ChameleonConfig(size=8, disappear=.6, reappear=.25)
+    T, tally = config.frames, {"returns": 0, "leaves": 0, "stays": 0}
+    for seed in range(400):
+        (fate,), cast = draw_fates(seed, config), draw_script(seed, config)[0]
+        seen, scene = cast[-1].visible, cast[0].visible
+        gone = np.flatnonzero(~seen)
+        tally[fate] += 1
+        if fate == "returns":
+            assert seen[gone[0]:].any() and (scene == seen).all()
+        elif fate == "leaves":
+            assert T // 2 <= gone[0] <= T * 3 // 4 and not seen[gone[0]:].any()
+            assert np.flatnonzero(~scene).tolist() == [gone[0], gone[0] + 1]        # the scene goes on without it
+            assert cast[0].appearance[gone[0] - 1, 0] != cast[0].appearance[gone[0] + 2, 0]
+        else:
+            assert seen.all() and scene.all()
+            assert (np.diff(cast[-1].appearance[:, 1]) < 0).any()                   # back to an earlier mode, in view
+    for fate, share in {"returns": .25, "leaves": .35, "stays": .4}.items():
+        assert abs(tally[fate] / 400 - share) < 4 * math.sqrt(share * (1 - share) / 400), tally
+
+
+def test_a_target_that_returns_does_what_it_did_without_shares():
+    some = replace(SMALL, disappear=.9, reappear=.8)
+    for seed in range(20):
+        if draw_fates(seed, some) == ["returns"]:
+            assert same(chameleon(seed, some), chameleon(seed, SMALL))
+    assert draw_fates(3, replace(SMALL, objects=2)) == ["returns"] * 2
+
+
+def test_a_shot_cut_moves_everything_and_changes_nothing_else():
+    config = replace(SMALL, frames=30, size=24, modes=1, disappear=0., reappear=0., cuts=3, noise=0., lookalikes=1)
+    for seed in range(5):
+        cuts, cast = draw_cuts(seed, config)[0], draw_script(seed, config)[0]
+        clip, layers = chameleon(seed, config), [paint_figure([f], 24)[1][0] for f in cast]
+        bare = ~(layers[0] | layers[1])
+        still = [bool((a == b)[:, u & v].all()) for a, b, u, v in zip(clip.frames, clip.frames[1:], bare, bare[1:])]
+        assert [t + 1 for t, s in enumerate(still) if not s] == cuts and len(cuts) == 3
+        for f in cast:
+            jumps = np.flatnonzero(np.abs(np.diff(f.centre, axis=0)).max(1) > .0301) + 1
+            assert set(jumps) <= set(cuts) and len(jumps) >= 2 and (np.diff(f.appearance, axis=0) == 0).all()
+            assert np.ptp(np.diff(f.angle)) < 1e-9
+
+
+def test_drift_begins_at_nothing_and_keeps_the_hue():
+    config = ChameleonConfig(size=24, noise=0., drift=1.)
+    plain, half = (replace(config, drift=d) for d in (0., .5))
+    for seed in range(5):
+        a, b = chameleon(seed, plain), chameleon(seed, config)
+        assert torch.equal(a.frames[0], b.frames[0]) and torch.equal(a.modes, b.modes)
+        assert not torch.equal(a.masks[-15:], b.masks[-15:]) and not torch.equal(a.frames[1], b.frames[1])
+        for f, g in zip(draw_script(seed, config)[0], draw_script(seed, half)[0]):
+            for young, old in zip(f.colours, f.aged["colours"]):
+                hue = [colorsys.rgb_to_hsv(*tones[0])[0] * config.hues for tones in (young, old)]
+                assert round(hue[0]) % config.hues == round(hue[1]) % config.hues
+            for name in ("colours", "stripes", "outline"):
+                np.testing.assert_allclose(g.aged[name], (getattr(f, name) + f.aged[name]) / 2, atol=1e-12)
+    f = draw_script(0, config)[0][-1]                                            # the last frame shows the aged ones
+    fixed = f._replace(colours=f.aged["colours"], stripes=f.aged["stripes"], outline=f.aged["outline"], aged=None)
+    for x, y in zip(paint_figure([f], 24), paint_figure([fixed], 24)):
+        torch.testing.assert_close(x[0, -1], y[0, -1])
+
+
+def test_double_precision_shows_the_same():
+    for config in (WORLDS[0], WORLDS[-1]):
+        for a, b in zip(chameleon_batch(range(3), config), paint_clips(range(3), config, torch.float64)):
+            assert b.frames.dtype == torch.float64 and torch.equal(a.modes, b.modes)
+            agree = a.masks == b.masks
+            assert (~agree).float().mean() < 1e-4
+            near = (a.frames - b.frames).abs().amax(1) < 1e-4
+            assert (~near).float().mean() < 1e-3                                 # rims of look-alikes
+
+
+def test_an_old_config_had_the_new_settings_off():
+    stored = to_json(ChameleonConfig())
+    for name in ("disappear", "reappear", "cuts", "drift"):
+        del stored[name]
+    found = with_new_defaults({"clip": stored}, {"clip": ChameleonConfig(drift=.5)})["clip"]
+    assert found == to_json(ChameleonConfig())
+
+
 @pytest.mark.parametrize("bad, message", [
     ({"frames": 0}, "frames: expected 1 or more, found 0"), ({"modes": 0}, "modes: expected 1 or more, found 0"),
     ({"objects": 0}, "objects"), ({"size": 0}, "size"),
@@ -185,6 +267,10 @@ def test_a_thousand_frames():
     ({"fade": -1}, "fade"), ({"hide": -2}, "hide"), ({"noise": -.1}, "noise"), ({"noise": math.nan}, "noise"),
     ({"vanish": 1.5}, "vanish: expected a chance from 0 to 1, found 1.5"), ({"vanish": -.5}, "vanish"),
     ({"stay": (8, 5)}, "stay"), ({"stay": (0, 5)}, "stay"), ({"stay": (5,)}, "stay"),
+    ({"disappear": .4}, "reappear <= disappear <= 1, found 1.0 and 0.4"), ({"disappear": 1.1}, "reappear <= disappear"),
+    ({"reappear": -.1}, "0 <= reappear"), ({"reappear": math.nan}, "0 <= reappear"),
+    ({"cuts": 60}, "cuts: expected 0 to frames-1 = 59, found 60"), ({"cuts": -1}, "cuts"),
+    ({"drift": 1.5}, "drift: expected a share from 0 to 1, found 1.5"), ({"drift": -.1}, "drift"),
     ({"objects": 3, "modes": 4}, "hues: expected 13 or more"), ({"hues": 4}, "found 4"),
     ({"lookalikes": 0, "hues": 3}, "hues: expected 4 or more")])
 def test_impossible_worlds_are_refused(bad, message):

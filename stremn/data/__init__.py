@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from .clips import (
         Batch as Batch, Clip as Clip, collate as collate, one_hot_objects as one_hot_objects,
     )
+    from .levels import (
+        LEVELS as LEVELS, clip_hash as clip_hash, clip_statistics as clip_statistics,
+        level_clips as level_clips,
+    )
     from .prediction import PredictionData as PredictionData, prediction_data as prediction_data
     from .stills import (
         StillFolder as StillFolder, StillSampler as StillSampler, still_clip as still_clip,
@@ -32,6 +36,7 @@ else:
         "catalog": "describe_data describe_prediction find_dataset",
         "chameleon": "ChameleonConfig chameleon_batch",
         "clips": "Batch Clip collate one_hot_objects",
+        "levels": "LEVELS clip_hash clip_statistics level_clips",
         "prediction": "PredictionData prediction_data",
         "stills": "StillFolder StillSampler still_clip",
         "video": "VideoFile VideoWriter open_source",

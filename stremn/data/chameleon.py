@@ -35,6 +35,15 @@ class ChameleonConfig:
         vanish: Chance, in [0,1], that an event is a vanishing while new modes remain. Default 0.5.
         hues: Colour bins; targets and look-alikes of a clip never share one. Default 10.
         noise: Standard deviation of the pixel noise. Default 0.02.
+        disappear: Share of targets, in [0,1], that vanish at some time. The others fade in view
+            whenever they would vanish. Default 1.
+        reappear: Share of targets that return, from 0 to `disappear`. The rest of those that vanish
+            do so once, for good, in the third quarter of the clip; the look-alikes come back
+            without them. Default 1.
+        cuts: Shot cuts, 0 to `frames`-1: another background, and all figures elsewhere, unchanged.
+            Default 0.
+        drift: How far, in [0,1], each appearance changes by the end of the clip, slowly, towards
+            another one of the same hue. Default 0.
 
     Raises:
         StremnError: A value is out of range, or there are fewer hues than the figures need.
@@ -55,11 +64,16 @@ class ChameleonConfig:
     vanish:float=.5       # Chance that an event is a vanishing while new modes remain
     hues:int=10           # Colour bins; targets and look-alikes of a clip never share one
     noise:float=.02       # Standard deviation of the pixel noise
+    disappear:float=1.    # Share of targets that vanish at some time
+    reappear:float=1.     # Share of targets that vanish and return
+    cuts:int=0            # Shot cuts: another background, all figures elsewhere, unchanged
+    drift:float=0.        # How far each appearance changes over the whole clip
 
     def __post_init__(self):
         for name in ("frames", "size", "objects", "modes"): self._check_least(name, 1)
         for name in ("lookalikes", "fade", "hide", "vanish", "noise"): self._check_least(name, 0)
         check(self.vanish<=1, f"vanish: expected a chance from 0 to 1, found {self.vanish}")
+        self._check_knobs()
         if len(self.stay)!=2 or not 1<=self.stay[0]<=self.stay[1]:
             raise StremnError("stay: expected (least, most) with 1 <= least <= most, "
                               f"found {tuple(self.stay)}")
@@ -67,15 +81,44 @@ class ChameleonConfig:
         check(self.hues>=need, f"hues: expected {need} or more, one for each mode of each target "
                                f"and one for all look-alikes, found {self.hues}")
 
+    def _check_knobs(self)->None:
+        "Refuse shares outside their range, and more cuts than there are frames to cut at."
+        check(0<=self.reappear<=self.disappear<=1, "reappear, disappear: expected 0 <= reappear <= "
+              f"disappear <= 1, found {self.reappear} and {self.disappear}")
+        check(0<=self.cuts<self.frames,
+              f"cuts: expected 0 to frames-1 = {self.frames-1}, found {self.cuts}")
+        check(0<=self.drift<=1, f"drift: expected a share from 0 to 1, found {self.drift}")
+
     def _check_least(self, name:str, least:int)->None:
         "Refuse a field below its least value."
         value = getattr(self, name)
         check(value>=least, f"{name}: expected {least} or more, found {value}")
 
+# %% ../../nbs/library/11_data.chameleon.ipynb #5b1f0c71
+FATE,CUTS,DRIFT = 0,1,2 # Side streams: what they decide leaves the draws of everything else alone
+
+def side_stream(
+    seed:int|Sequence[int], # Of the clip
+    which:int,              # FATE, CUTS or DRIFT
+)->np.random.Generator:     # Independent of the clip's main stream
+    "Random numbers for one of the settings that are off by default."
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(which,)))
+
+def draw_fates(
+    seed:int|Sequence[int], # Of the clip
+    c:ChameleonConfig,      # How many vanish, how many return
+)->list[str]:               # For each target "returns", "leaves" (vanishes for good) or "stays"
+    "What becomes of each target."
+    def fate(u):
+        if u<c.reappear: return "returns"
+        return "leaves" if u<c.disappear else "stays"
+    return [fate(u) for u in side_stream(seed, FATE).random(c.objects)]
+
 # %% ../../nbs/library/11_data.chameleon.ipynb #f7a2ce87
 def draw_story(
     rng:np.random.Generator, # Source of all randomness
     c:ChameleonConfig,       # How many modes, how long, how fast
+    fate:str="returns",      # "returns", "leaves" or "stays"
 )->tuple[np.ndarray,np.ndarray,np.ndarray,list[int]]: # modes (T,2), blend, visible (T,), returns
     "A target's story: stay, then fade to a new mode, or vanish and return in an earlier one."
     modes,blend,visible,returns = [],[],[],[]
@@ -88,15 +131,21 @@ def draw_story(
     while len(modes)<c.frames:
         n = int(rng.integers(c.stay[0], c.stay[1]+1))
         show(n, mode, mode, [0.]*n)
-        if known<c.modes and (known==1 or rng.random()>=c.vanish):
-            show(c.fade, mode, known, [(i+1)/(c.fade+1) for i in range(c.fade)])
-            mode = known
-            known += 1
+        fresh = known<c.modes and (known==1 or rng.random()>=c.vanish)
+        earlier = [m for m in range(known) if m!=mode] or [mode]
+        following = known if fresh else int(rng.choice(earlier))
+        if fresh or fate!="returns":
+            show(c.fade, mode, following, [(i+1)/(c.fade+1) for i in range(c.fade)])
         else:
             show(c.hide, mode, mode, [0.]*c.hide, False)
-            mode = int(rng.choice([m for m in range(known) if m!=mode] or [mode]))
             returns.append(len(modes))
+        mode = following
+        known += fresh
     T = c.frames
+    if fate=="leaves":
+        gone = max(1, int(rng.integers(T//2, T*3//4+1)))
+        visible[gone:] = [False]*len(visible[gone:])
+        returns.append(gone+c.hide)                              # of the look-alikes, without it
     return np.array(modes[:T]),np.array(blend[:T]),np.array(visible[:T]),[t for t in returns if t<T]
 
 # %% ../../nbs/library/11_data.chameleon.ipynb #be1e3519
@@ -111,6 +160,7 @@ class Figure(NamedTuple):
     angle:np.ndarray   # (T,) radians
     radius:np.ndarray  # (T,) in units of the image
     visible:np.ndarray # (T,) bool
+    aged:dict[str,np.ndarray]|None=None # Colours, stripes and outline in the last frame; None: as in the first
 
 HARMONICS = np.array([2, 3, 5])
 
@@ -134,6 +184,19 @@ def draw_appearances(
     stripes = np.stack([np.sin(direction), np.cos(direction)], -1)*frequency[:,None]
     return np.stack([colour, colour*.7], 1),stripes,np.stack([amplitude, phase], -1)
 
+# %% ../../nbs/library/11_data.chameleon.ipynb #5b1f0c73
+def age_appearances(
+    drawn:Sequence[np.ndarray], # colours (A,2,3), stripes (A,2), outline (A,3,2)
+    hues:Sequence[int],         # Colour bin of each appearance
+    c:ChameleonConfig,          # How far they drift
+    rng:np.random.Generator,    # Side stream
+)->dict[str,np.ndarray]|None:   # The same in the last frame, by name; None: nothing drifts
+    "What appearances have become by the end of the clip."
+    if c.drift==0: return None
+    others = draw_appearances(rng, hues, c.hues)
+    names = ("colours", "stripes", "outline")
+    return {n:a+c.drift*(b-a) for n,a,b in zip(names, drawn, others)}
+
 # %% ../../nbs/library/11_data.chameleon.ipynb #da92e18b
 def draw_motion(
     rng:np.random.Generator, # Source of all randomness
@@ -152,6 +215,26 @@ def draw_motion(
     radius = rng.uniform(.13, .17)*(1+.12*np.sin(rng.uniform(0, 6)+rng.uniform(.1, .3)*t))
     return centre,angle,radius
 
+# %% ../../nbs/library/11_data.chameleon.ipynb #5b1f0c74
+def draw_cuts(
+    seed:int|Sequence[int], # Of the clip
+    c:ChameleonConfig,      # How many
+)->tuple[list[int],np.random.Generator]: # First frame of each shot after the first; generator of its backgrounds
+    "The shot cuts of a clip."
+    rng = side_stream(seed, CUTS)
+    if c.cuts==0: return [],rng
+    return sorted(rng.choice(np.arange(1, c.frames), c.cuts, replace=False).tolist()),rng
+
+def scene_shown(
+    visible:np.ndarray, # (T,) bool, of the one target
+    returns:list[int],  # Frames at which the scene comes back
+)->np.ndarray:          # (T,) bool
+    "When the look-alikes are on screen: with the target, and after it has left for good."
+    shown = visible.copy()
+    for t in returns:
+        if not visible[t]: shown[t:] = True
+    return shown
+
 # %% ../../nbs/library/11_data.chameleon.ipynb #2954dcea
 def draw_script(
     seed:int|Sequence[int], # Any entropy numpy's SeedSequence takes
@@ -159,52 +242,69 @@ def draw_script(
 )->tuple[list[Figure],np.random.Generator]: # Look-alikes first, then targets; generator of the pixels
     "Everything that will happen in a clip, before a pixel is drawn."
     rng = np.random.default_rng(seed)
-    stories = [draw_story(rng, c) for _ in range(c.objects)]
+    stories = [draw_story(rng, c, fate) for fate in draw_fates(seed, c)]
     hues = rng.permutation(c.hues)
     target_hues = hues[:c.objects*c.modes].reshape(c.objects, c.modes)
     other_hues = hues[c.objects*c.modes:]
     cuts = sorted({t for *_,returns in stories for t in returns})
+    shots,_ = draw_cuts(seed, c)
+    drift = side_stream(seed, DRIFT)
     shown = np.ones(c.frames, bool)
-    if c.objects==1: shown = stories[0][2]                       # look-alikes hide with the one target
+    if c.objects==1: shown = scene_shown(*stories[0][2:])        # look-alikes hide with the one target
     figures = []
     for _ in range(c.lookalikes):                                # a new appearance after every cut
         scene = np.searchsorted(cuts, np.arange(c.frames), side="right")
         scenes = np.stack([scene, scene], 1)
-        drawn = draw_appearances(rng, rng.choice(other_hues, len(cuts)+1), c.hues)
-        motion = draw_motion(rng, c.frames, cuts)
-        figures.append(Figure(*drawn, scenes, np.zeros(c.frames), *motion, shown))
+        bins = rng.choice(other_hues, len(cuts)+1)
+        drawn = draw_appearances(rng, bins, c.hues)
+        motion = draw_motion(rng, c.frames, sorted({*cuts, *shots}))
+        aged = age_appearances(drawn, bins, c, drift)
+        figures.append(Figure(*drawn, scenes, np.zeros(c.frames), *motion, shown, aged))
     for (modes,blend,visible,returns),bins in zip(stories, target_hues):
         drawn = draw_appearances(rng, bins, c.hues)
-        motion = draw_motion(rng, c.frames, returns)
-        figures.append(Figure(*drawn, modes, blend, *motion, visible))
+        motion = draw_motion(rng, c.frames, sorted({*returns, *shots}))
+        aged = age_appearances(drawn, bins, c, drift)
+        figures.append(Figure(*drawn, modes, blend, *motion, visible, aged))
     return figures,rng
 
 # %% ../../nbs/library/11_data.chameleon.ipynb #19f4bb2c
 def _over_time(
     figures:Sequence[Figure], # The same figure of N clips
     name:str,                 # A field of one entry per frame
-)->Tensor:                    # (N,T,...) float32
+    dtype:torch.dtype,        # Precision of the painter
+)->Tensor:                    # (N,T,...)
     "One field of the scripts, stacked."
-    return torch.from_numpy(np.stack([getattr(f, name) for f in figures]).astype(np.float32))
+    return torch.from_numpy(np.stack([getattr(f, name) for f in figures])).to(dtype)
+
+def _appearances(
+    figure:Figure, # Of one clip
+    name:str,      # A field of one entry per appearance
+)->np.ndarray:     # (T,2,...)
+    "One field of the two appearances that each frame shows, as old as they are then."
+    young = getattr(figure, name)[figure.appearance]
+    if figure.aged is None: return young
+    age = np.linspace(0, 1, len(young)).reshape(-1, *[1]*(young.ndim-1))
+    return young+age*(figure.aged[name][figure.appearance]-young)
 
 def _shown(
     figures:Sequence[Figure], # The same figure of N clips
     name:str,                 # A field of one entry per appearance
-)->Tensor:                    # (N,T,2,...) float32, of the two appearances of each frame
-    "One field of the appearances that each frame shows."
-    tables = [getattr(f, name)[f.appearance] for f in figures]
-    return torch.from_numpy(np.stack(tables).astype(np.float32))
+    dtype:torch.dtype,        # Precision of the painter
+)->Tensor:                    # (N,T,2,...) of the two appearances of each frame
+    "One field of the appearances that each frame shows, stacked."
+    return torch.from_numpy(np.stack([_appearances(f, name) for f in figures])).to(dtype)
 
 def _figure_grid(
     figures:Sequence[Figure], # The same figure of N clips
     size:int,                 # Height and width, S
+    dtype:torch.dtype,        # Precision of the painter
 )->tuple[Tensor,Tensor]:      # y and x, (N,T,S,S) each, in radii
     "The pixels' coordinates in the frame of reference of the figure."
-    pixel = (torch.arange(size)+.5)/size
+    pixel = (torch.arange(size, dtype=dtype)+.5)/size
     yx = torch.stack(torch.meshgrid(pixel, pixel, indexing="ij"))              # (2,S,S)
-    radius = _over_time(figures, "radius")[:,:,None,None,None]
-    offset = (yx-_over_time(figures, "centre")[...,None,None])/radius          # (N,T,2,S,S)
-    angle = _over_time(figures, "angle")
+    radius = _over_time(figures, "radius", dtype)[:,:,None,None,None]
+    offset = (yx-_over_time(figures, "centre", dtype)[...,None,None])/radius          # (N,T,2,S,S)
+    angle = _over_time(figures, "angle", dtype)
     cos = angle.cos()[:,:,None,None]
     sin = angle.sin()[:,:,None,None]
     y = cos*offset[:,:,0]-sin*offset[:,:,1]
@@ -218,10 +318,10 @@ def _inside_rim(
     x:Tensor,                 # (N,T,S,S)
 )->Tensor:                    # (N,T,S,S) bool
     "Which pixels lie inside the wavy rim."
-    outline = _shown(figures, "outline")                                       # (N,T,2,3,2)
+    outline = _shown(figures, "outline", y.dtype)                              # (N,T,2,3,2)
     phase = outline[...,1]
     wave = outline[...,0,None]*torch.stack([phase.cos(), -phase.sin()], -1)    # (N,T,2,3,2)
-    blend = _over_time(figures, "blend")[:,:,None,None]                        # (N,T,1,1)
+    blend = _over_time(figures, "blend", y.dtype)[:,:,None,None]               # (N,T,1,1)
     wave = torch.lerp(wave[:,:,0], wave[:,:,1], blend)                         # (N,T,3,2) cos, sin
     phi = torch.atan2(y, x)
     edge = 1.
@@ -233,15 +333,17 @@ def _inside_rim(
 def paint_figure(
     figures:Sequence[Figure], # The same figure of N clips: N scripts with equal T
     size:int,                 # Height and width, S
+    dtype:torch.dtype=torch.float32, # Precision
 )->tuple[Tensor,Tensor]:      # colour (N,T,3,S,S) in [0,1], coverage (N,T,S,S) bool
     "Draw one figure of every clip at once: a polar outline, stripes along a wave vector."
-    y,x = _figure_grid(figures, size)
+    y,x = _figure_grid(figures, size, dtype)
     inside = _inside_rim(figures, y, x)
-    k = _shown(figures, "stripes")                                             # (N,T,2,2)
-    tone = _shown(figures, "colours")                                          # (N,T,2,2,3)
-    blend = _over_time(figures, "blend")[:,:,None]                             # (N,T,1)
+    k = _shown(figures, "stripes", dtype)                                      # (N,T,2,2)
+    tone = _shown(figures, "colours", dtype)                                   # (N,T,2,2,3)
+    blend = _over_time(figures, "blend", dtype)[:,:,None]                      # (N,T,1)
     colour = 0.
-    for side,share in ((0, 1-blend), (1, blend)):
+    shares = [1-blend, blend] if blend.any() else [1-blend]                    # most figures never fade
+    for side,share in enumerate(shares):
         light = .5+.5*torch.tanh(3*torch.sin(k[:,:,side,0,None,None]*y+k[:,:,side,1,None,None]*x))
         dark = tone[:,:,side,1,:,None,None]
         bright = tone[:,:,side,0,:,None,None]
@@ -253,12 +355,27 @@ def paint_figure(
 def _background(
     rngs:Sequence[np.random.Generator], # One per clip
     size:int,                           # Height and width, S
+    dtype:torch.dtype,                  # Precision of the painter
 )->Tensor:                              # (N,3,S,S)
     "Soft blobs in muted colours, at rest."
     drawn = np.stack([r.uniform(.25, .65, (3, 5, 5)) for r in rngs])
-    low = torch.from_numpy(drawn.astype(np.float32))                           # (N,3,5,5)
+    low = torch.from_numpy(drawn).to(dtype)                                    # (N,3,5,5)
     muted = torch.lerp(low.mean(1, keepdim=True).expand_as(low), low, .35)
     return torch.nn.functional.interpolate(muted, (size, size), mode="bicubic", align_corners=False)
+
+def _stage(
+    seeds:Sequence[int|Sequence[int]],  # One per clip
+    rngs:Sequence[np.random.Generator], # Their main streams
+    c:ChameleonConfig,                  # How many shots
+    dtype:torch.dtype,                  # Precision of the painter
+)->Tensor:                              # (N,T,3,S,S)
+    "The background of every frame: another one in each shot."
+    first = _background(rngs, c.size, dtype)
+    frames = first[:,None].expand(-1, c.frames, -1, -1, -1).clone()
+    for clip,seed in zip(frames, seeds):
+        cuts,rng = draw_cuts(seed, c)
+        for t in cuts: clip[t:] = _background([rng], c.size, dtype)[0]
+    return frames
 
 def _modes(
     targets:Sequence[Figure], # Scripts of the O targets of one clip
@@ -267,6 +384,26 @@ def _modes(
     modes = [np.where(f.blend<.5, f.appearance[:,0], f.appearance[:,1]) for f in targets]
     seen = [np.where(f.visible, m, -1) for f,m in zip(targets, modes)]
     return torch.from_numpy(np.stack(seen, 1))
+
+# %% ../../nbs/library/11_data.chameleon.ipynb #5b1f0c75
+def paint_clips(
+    seeds:Sequence[int|Sequence[int]], # One per clip
+    c:ChameleonConfig,                 # The same for all of them
+    dtype:torch.dtype=torch.float32,   # Precision of the painter and of the frames
+)->list[Clip]:                         # N clips
+    "Draw the scripts of `N` clips and paint them."
+    check(len(seeds)>0, "seeds: expected at least one, found none")
+    scripts,rngs = zip(*(draw_script(seed, c) for seed in seeds))
+    frames = _stage(seeds, rngs, c, dtype)
+    masks = torch.zeros(len(scripts), c.frames, c.size, c.size, dtype=torch.long)
+    for i,figures in enumerate(zip(*scripts)):                   # look-alikes first, so targets cover them
+        colour,inside = paint_figure(figures, c.size, dtype)
+        frames = torch.where(inside[:,:,None], colour, frames)
+        masks[inside] = max(0, i-c.lookalikes+1)
+    noise = [r.standard_normal((c.frames, 3, c.size, c.size), dtype=np.float32) for r in rngs]
+    frames = frames.add_(torch.from_numpy(np.stack(noise)).to(dtype), alpha=c.noise).clamp_(0, 1)
+    return [Clip(f, m, f"chameleon-{seed}", _modes(script[c.lookalikes:]))
+            for seed,f,m,script in zip(seeds, frames, masks, scripts)]
 
 # %% ../../nbs/library/11_data.chameleon.ipynb #49323093
 def chameleon_batch(
@@ -291,20 +428,7 @@ def chameleon_batch(
         >>> [clip.name for clip in clips]
         ['chameleon-7', 'chameleon-[0, 1, 5]']
     """
-    c = config
-    check(len(seeds)>0, "seeds: expected at least one, found none")
-    scripts,rngs = zip(*(draw_script(seed, c) for seed in seeds))
-    background = _background(rngs, c.size)
-    frames = background[:,None].expand(-1, c.frames, -1, -1, -1).clone()
-    masks = torch.zeros(len(scripts), c.frames, c.size, c.size, dtype=torch.long)
-    for i,figures in enumerate(zip(*scripts)):                   # look-alikes first, so targets cover them
-        colour,inside = paint_figure(figures, c.size)
-        frames = torch.where(inside[:,:,None], colour, frames)
-        masks[inside] = max(0, i-c.lookalikes+1)
-    noise = [r.standard_normal((c.frames, 3, c.size, c.size), dtype=np.float32) for r in rngs]
-    frames = frames.add_(torch.from_numpy(np.stack(noise)), alpha=c.noise).clamp_(0, 1)
-    return [Clip(f, m, f"chameleon-{seed}", _modes(script[c.lookalikes:]))
-            for seed,f,m,script in zip(seeds, frames, masks, scripts)]
+    return paint_clips(seeds, config)
 
 # %% ../../nbs/library/11_data.chameleon.ipynb #03452c28
 def chameleon(

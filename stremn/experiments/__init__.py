@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from .benchmark import bench as bench
     from .claims import claims_table as claims_table, reproduce as reproduce
     from .grid import Row as Row, run as run, up_to_date as up_to_date
+    from .levels import bench_levels as bench_levels
     from .measure import (
         ChameleonEval as ChameleonEval, PredictionEval as PredictionEval, VideoEval as VideoEval,
         evaluate_chameleon as evaluate_chameleon, evaluate_videos as evaluate_videos,
@@ -17,5 +18,6 @@ else:
         "benchmark": "bench",
         "claims": "claims_table reproduce",
         "grid": "Row run up_to_date",
+        "levels": "bench_levels",
         "measure": "ChameleonEval PredictionEval VideoEval evaluate_chameleon evaluate_videos measure_prediction",
     })
