@@ -4,12 +4,15 @@
 
 # %% auto #0
 __all__ = ['Selector', 'RULES', 'ZOO', 'Matching', 'Comparison', 'Request', 'Rule', 'pick', 'oldest', 'newest', 'random_slot',
-           'reservoir', 'first_last', 'most_similar', 'learned', 'lfu', 'ucb', 'diversity', 'all_rules', 'find_rule']
+           'reservoir', 'first_last', 'most_similar', 'learned', 'lfu', 'ucb', 'diversity', 'all_rules', 'find_rule',
+           'import_rule']
 
 # %% ../../nbs/lessons/03_memory.rules.ipynb #d491d67f
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
+from importlib import import_module,invalidate_caches
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -201,12 +204,18 @@ def require_usage(
 
 # %% ../../nbs/lessons/03_memory.rules.ipynb #9a11c102
 def lfu(r:Request)->Tensor: # (V,n)
-    "Remove the least frequently used template: the least attention per frame since it was stored."
+    """Remove the least frequently used template: the least attention per frame since it was stored.
+
+    Source: AFB-URR (NeurIPS 2020); XMem counts the same.
+    """
     age = (r.t-r.frames).clamp(min=1)                                        # (V,n)
     return pick(-require_usage(r)[...,0]/age, r.candidates)
 
 def ucb(r:Request)->Tensor: # (V,n)
-    "Remove the template with the least running mean of attention plus a bonus for few updates."
+    """Remove the template with the least running mean of attention plus a bonus for few updates.
+
+    Source: RMem (CVPR 2024), with its constants.
+    """
     _,mean,updates = require_usage(r).unbind(-1)                             # (V,n) each
     first = r.frames==r.frames.amin(-1, keepdim=True)                        # (V,n)
     updates = torch.where(first, r.frames.shape[-1], updates)
@@ -218,7 +227,7 @@ def ucb(r:Request)->Tensor: # (V,n)
 def diversity(r:Request)->Tensor: # (V,n)
     """Replace the template without which all frames, the new one included, differ most.
 
-    The measure is the determinant of the Gram matrix, as in READMem.
+    Source: READMem (BMVC 2023), the determinant of the Gram matrix; the newcomer always enters here.
     """
     if r.pairs is None:
         raise StremnError("pairs: expected a function that compares all pairs, found None")
@@ -245,7 +254,7 @@ RULES:dict[str,Rule] = { # The rules by name: what `policy=` of a bank, a segmen
 
 # %% ../../nbs/lessons/03_memory.rules.ipynb #a15c0de3
 ZOO:dict[str,Rule] = {} # More rules by name, entered by the modules that hold them
-_HOMES = ("stremn.memory.coverage",)
+_HOMES = ("stremn.memory.coverage", "stremn.memory.zoo")
 
 def all_rules()->dict[str,Rule]: # name -> rule
     """Every rule that `policy=` knows by name: `RULES`, then `ZOO`.
@@ -286,3 +295,40 @@ def find_rule(
     if not isinstance(rule, str) or rule not in known:
         raise StremnError(f"policy: expected one of {', '.join(known)}, found {rule!r}")
     return known[rule]
+
+# %% ../../nbs/lessons/03_memory.rules.ipynb #a15c0e01
+def import_rule(
+    name:str, # "module:function"
+)->Rule:      # Known by that name from now on
+    """A rule from a module, entered in `ZOO` under its whole name.
+
+    Only what a person says is imported: a name in a file of weights never is, so `find_rule` knows
+    such a name only after this call.
+
+    Args:
+        name: "module:function", or "module:record" for a `Rule`. The module may lie in the current
+            folder.
+
+    Returns:
+        The `Rule`.
+
+    Raises:
+        StremnError: when there is no such module, or no rule of that name in it.
+
+    Example:
+        >>> import_rule("stremn.memory.rules:oldest") == Rule(oldest)
+        True
+    """
+    module,_,inside = name.partition(":")
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    invalidate_caches()
+    try: found = getattr(import_module(module), inside)
+    except (ImportError, AttributeError, ValueError, TypeError) as e:
+        raise StremnError(f"policy: expected module:function, found {name} ({e})") from e
+    finally: sys.path.remove(here)
+    if not isinstance(found, Rule) and not callable(found):
+        raise StremnError(f"policy: expected a rule in {module}, found {inside} = {found!r}")
+    ZOO[name] = find_rule(found)
+    return ZOO[name]
+
