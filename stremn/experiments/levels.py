@@ -6,45 +6,29 @@
 __all__ = ['BENCH_POLICIES', 'level_rows', 'bench_levels']
 
 # %% ../../nbs/library/84_experiments.levels.ipynb #be4d367d
-import os
-import sys
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from torch import nn
 
-from ..core import StremnError, check, pick_device
+from ..core import check, pick_device
 from ..data.clips import Clip
 from stremn.data.levels import (
     LEVELS, clip_hash, clip_statistics, find_level, level_clips, same_clips, statistics_table,
 )
 from .grid import Row, run
 from .measure import BELADY, UNBOUNDED, ChameleonEval, evaluate_chameleon
-from ..memory.rules import ZOO, find_rule
+from ..memory.rules import find_rule, import_rule
 from ..models.hub import load
 from ..results import Record, stored_record
 
 # %% ../../nbs/library/84_experiments.levels.ipynb #174cf832
-def imported_rule(
-    name:str, # "module:function"
-)->object:    # What the module has under that name
-    "Import a rule from a module, which may lie in the current folder."
-    module,_,function = name.partition(":")
-    here = os.getcwd()
-    sys.path.insert(0, here)
-    try: found = getattr(import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as e:
-        raise StremnError(f"policy: expected module:function, found {name} ({e})") from e
-    finally: sys.path.remove(here)
-    return found
-
 def enter_policy(
     name:str, # Of a policy, or "module:function"
 )->None:
     "Make sure that a policy is known by its name."
-    if ":" in name: ZOO[name] = find_rule(imported_rule(name))
+    if ":" in name: import_rule(name)
     elif name not in (UNBOUNDED, BELADY): find_rule(name)
 
 # %% ../../nbs/library/84_experiments.levels.ipynb #570575af
