@@ -121,8 +121,8 @@ def forgetting_claims(
     out = [Claim("what stays is compared, on the object: better than Eq. 1 by .05",
                  "J, coverage_object − learned > .05; 60 frames", gap, verdict(gap, .05), page)]
     rival,gap,word = beats_all(rows[60], this, RIVALS, margin=.03)
-    out.append(Claim("and better than rules A–F by .03", f"J, coverage_object − {rival or 'closest'} "
-                     "> .03; 60 frames", gap, word, page))
+    tested = f"J, coverage_object − {rival or 'closest'} > .03; 60 frames"
+    out.append(Claim("and better than rules A–F by .03", tested, gap, word, page))
     for n in FRESH:
         if n==60: continue
         gap = difference(rows[n], this, "oldest")
