@@ -62,6 +62,17 @@ def no_traces(
             with suppress(OSError): p.rmdir()                                  # only if it is empty
         raise
 
+# %% ../nbs/library/90_cli.ipynb #20c11a01
+def policy_of(
+    word:str, # "default", the name of a rule, or "module:function"
+)->str|None:  # A name that is known; None: the network's own
+    "Which rule is meant; a rule in a file becomes known by its whole name."
+    if word=="default": return None
+    if ":" in word:
+        from stremn.memory.rules import import_rule
+        import_rule(word)
+    return word
+
 # %% ../nbs/library/90_cli.ipynb #b3484331
 @dataclass
 class SegmentOptions:
@@ -70,7 +81,9 @@ class SegmentOptions:
     "Weights that came with the package (see: stremn models), or a .safetensors file."
     policy:Name = "default"
     """Rule that picks the slot to replace: oldest, newest, random, reservoir, first_last, most_similar, learned,
-    lfu, ucb or diversity; or the weights' own."""
+    lfu, ucb or diversity; coverage, coverage_object, coverage_learned, diversity_object, cutie, stride, frozen,
+    spaced, even, xmem, h2o, lru, clock, s4lru, lrb, readmem, leverage, keydiff, adjacent, random_half, sam3, samurai,
+    sam2long, qdmn or dam4sam; module:function, for a rule in a file of your own; or the weights' own."""
     slots:Count = "default"
     "Number of memory slots; 'all' never forgets and grows with the video; or the weights' own."
     device:Literal["auto", "cpu", "cuda"] = "auto"
@@ -92,10 +105,10 @@ class SegmentOptions:
         far = self.max_distance
         if far is not None and not 0<far<1e6:
             refuse(f"--max-distance: expected a positive number, found {far}")
-        policy = None if self.policy=="default" else self.policy
         scales = MULTI_SCALE if self.multi_scale else (1.,)
         views = TestTimeConfig(make_views(scales, self.flip), far)
         slots = slots_of(self.slots)
+        policy = policy_of(self.policy)
         return VideoSegmenter(self.weights, policy, slots, self.device, test_time=views)
 
 # %% ../nbs/library/90_cli.ipynb #be1e3519
@@ -528,7 +541,7 @@ class Predict:
         def own(word): return None if word=="default" else word
         options = PredictOptions(
             observe=self.observe, frames=self.frames, start=self.start_frame, size=self.size,
-            view=own(self.view), policy=own(self.policy), slots=slots_of(self.slots, 0),
+            view=own(self.view), policy=policy_of(self.policy), slots=slots_of(self.slots, 0),
             device=self.device,
             video=self.video, overwrite=self.overwrite, progress=not self.quiet)
         with no_traces(self.out): done = predict_video(self.weights, self.source, self.out, options)

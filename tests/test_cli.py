@@ -24,7 +24,7 @@ from stremn.core import StremnError
 from stremn.data.chameleon import ChameleonConfig, chameleon
 from stremn.data.video import VideoWriter
 from stremn.images import PALETTE, read_mask, to_pixels, write_mask
-from stremn.memory.rules import RULES
+from stremn.memory.rules import RULES, ZOO, all_rules
 from stremn.models.prediction_baselines import WEIGHTLESS
 
 SIZE, FRAMES = 64, 7
@@ -83,6 +83,31 @@ def test_options_reach_the_segmenter(work, weights, capsys):
     assert status == 0 and "frames 0, 1, 2, 3, 4, 5, 6;" in out[1] and (work / "masks" / "overlay.mp4").exists()
     status, out, _ = segment(capsys, weights, "frames", "--quiet", out="a/b/c")
     assert status == 0 and len(list((work / "a/b/c").glob("*.png"))) == FRAMES
+
+
+def test_a_rule_of_ones_own_by_module_and_function(work, weights, capsys):
+    "It does what a rule of the package does, in both directions; a name alone imports nothing."
+    (work / "own_rules.py").write_text("from stremn.memory.rules import newest\ndef mine(r): return newest(r)\n")
+    more = ["--quiet", "--no-video", "--slots", "3"]
+    before = dict(ZOO)
+    try:
+        for name in ("own_rules:mine", "newest", "lru"):
+            out = name.replace(":", "_")
+            status, out, err = segment(capsys, weights, "frames", *more, "--policy", name, out=out)
+            assert (status, err) == (0, []) and len(out) == 2
+        words = ["predict", "frames", "--weights", "prediction-tiny", "--observe", "4", "--frames", "2", "--no-video"]
+        for name in ("own_rules:mine", "newest"):
+            out = "p_" + name.replace(":", "_")
+            more = ["--out", out, "--policy", name, "--device", "cpu", "--quiet"]
+            assert stremn_main(capsys, *words, *more)[::2] == (0, [])
+    finally:
+        ZOO.clear()
+        ZOO.update(before)
+        sys.modules.pop("own_rules", None)
+    masks = {n: [p.read_bytes() for p in sorted((work / n).glob("*.png"))] for n in ("own_rules_mine", "newest", "lru")}
+    assert masks["own_rules_mine"] == masks["newest"] != masks["lru"]
+    predicted = [[p.read_bytes() for p in sorted((work / n).glob("*.png"))] for n in ("p_own_rules_mine", "p_newest")]
+    assert predicted[0] == predicted[1] and len(predicted[0]) == 2
 
 
 def test_evaluate_segments_what_is_missing_and_scores(work, weights, capsys):
@@ -174,7 +199,8 @@ def test_help_of_every_command(capsys, command):
     if command == "train":
         assert all(name in text for name in NETWORKS) and get_args(cli.Predictor) == tuple(NETWORKS)
     if command in ("segment", "evaluate"):
-        assert ", ".join([*RULES][:-1]) + f" or {[*RULES][-1]}" in text                   # the list cannot go stale
+        for names in ([*RULES], [n for n in all_rules() if n not in RULES and ":" not in n]):
+            assert ", ".join(names[:-1]) + f" or {names[-1]}" in text                     # the lists cannot go stale
 
 
 def test_version_and_no_words(capsys):
@@ -231,6 +257,8 @@ def spoil(work: Path, case: str) -> dict:
         return dict(more=["--slots", "four"], pieces=["--slots", "'four'"])
     if case == "unknown policy":
         return dict(more=["--policy", "best"], pieces=["'best'", "most_similar"])
+    if case == "policy of no module":
+        return dict(more=["--policy", "no_rules:mine"], pieces=["module:function", "no_rules:mine"])
     if case == "unknown weights":
         return dict(more=["--weights", "vos-giant"], pieces=["vos-giant"])
     if case == "weights of something else":
@@ -254,7 +282,7 @@ def spoil(work: Path, case: str) -> dict:
 
 CASES = ["missing folder", "empty folder", "missing mask", "mask of another size", "mask with no object",
          "truncated jpg", "truncated mask", "truncated mp4", "mp4 without its end", "text as video", "image as video",
-         "frame of another size", "K = 0", "K in words", "unknown policy", "unknown weights",
+         "frame of another size", "K = 0", "K in words", "unknown policy", "policy of no module", "unknown weights",
          "weights of something else"]
 FOLDERS = ["out is not empty", "out holds other things", "out is a file", "out below a file"]
 

@@ -7,7 +7,7 @@ from stremn import cli
 from stremn.core import StremnError
 from stremn.data.levels import LEVELS, level_clips
 from stremn.experiments.levels import BENCH_POLICIES, bench_levels, enter_policy
-from stremn.experiments.measure import ChameleonEval, evaluate_chameleon
+from stremn.experiments.measure import ORACLES, ChameleonEval, evaluate_chameleon
 from stremn.memory.rules import RULES, ZOO, all_rules, find_rule
 from stremn.models.hub import load
 from stremn.results import load_records
@@ -55,7 +55,8 @@ def test_more_clips_than_published_are_said(rule_file):
 
 @pytest.mark.parametrize("name, message", [
     ("best", "policy: expected one of oldest"), ("my_rules:other", "expected module:function, found my_rules:other"),
-    ("nowhere:mine", "found nowhere:mine"), ("my_rules:number", "policy: expected a rule in my_rules"), (":", "module:function")])
+    ("nowhere:mine", "found nowhere:mine"), ("my_rules:number", "policy: expected a rule in my_rules"),
+    (":", "module:function")])
 def test_unknown_policies_are_refused(rule_file, name, message):
     with pytest.raises(StremnError, match=message):
         enter_policy(name)
@@ -63,7 +64,7 @@ def test_unknown_policies_are_refused(rule_file, name, message):
 
 
 def test_known_policies_are_entered_as_they_are(rule_file):
-    for name in (*BENCH_POLICIES, "oracle", *all_rules()):
+    for name in (*BENCH_POLICIES, *ORACLES, *all_rules()):
         before = dict(ZOO)
         enter_policy(name)
         assert ZOO == before

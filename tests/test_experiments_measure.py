@@ -13,7 +13,7 @@ from stremn.data.clips import Clip
 from stremn.data.vos import VideoFolder
 from stremn.experiments.grid import Row, run
 from stremn.experiments.measure import (
-    BELADY, POLICIES, UNBOUNDED, ChameleonEval, PredictionEval, VideoEval, belady, evaluate_chameleon,
+    BELADY, ORACLES, POLICIES, UNBOUNDED, ChameleonEval, PredictionEval, VideoEval, belady, evaluate_chameleon,
     evaluate_videos, follow_video, frame_scores, held_out_clips, running_mean, shared_clips, video_segmenter)
 from stremn.experiments.vos import TEST_TIME_ROWS, count_videos, measure_videos
 from stremn.images import to_pixels, write_mask
@@ -36,7 +36,7 @@ def model():
 
 def by_hand(model, clip, policy, slots, seed=0):
     "Stream one clip, count pixels; first and last frame left out."
-    rule = belady([clip]) if policy == BELADY else policy
+    rule = belady([clip], ORACLES[policy]) if policy in ORACLES else policy
     segmenter, out = VideoSegmenter(model, rule, slots, "cpu", seed), []
     for t, frame in enumerate(clip.frames):
         said = segmenter.step(frame, clip.masks[0] if t == 0 else None).numpy() == 1
@@ -60,7 +60,7 @@ def test_frame_scores_equal_an_independent_loop(model, clips, policy):
 
 
 def test_policies_are_the_rules_and_the_unbounded_memory():
-    assert POLICIES == (UNBOUNDED, BELADY, *RULES) and not {UNBOUNDED, BELADY} & set(RULES)
+    assert POLICIES == (UNBOUNDED, BELADY, "oracle_newest", *RULES) and not {UNBOUNDED, *ORACLES} & set(RULES)
 
 
 def test_random_draws_depend_on_the_seed_alone(model, clips):
@@ -131,12 +131,13 @@ def test_a_running_mean_by_hand():
 
 
 # ---------------------------------------------------------------- a rule that knows the future
-def needed_last(modes, held, t):
-    "Belady by hand: useless, then doubled (the older), then needed last; frame 0 is pinned."
-    return max((f for f in held if f != 0), key=lambda f: rank_of(modes, held, t, f))
+def needed_last(modes, held, t, ties):
+    "Belady by hand: useless, then doubled (the older or the newer), then needed last; frame 0 is pinned."
+    return max((f for f in held if f != 0), key=lambda f: rank_of(modes, held, t, f, ties))
 
 
-def test_the_rule_that_knows_the_future_is_beladys():
+@pytest.mark.parametrize("ties", ["oldest", "newest"])
+def test_the_rule_that_knows_the_future_is_beladys(ties):
     rng = np.random.default_rng(0)
     for _ in range(200):
         T, n = 30, int(rng.integers(2, 6))
@@ -144,19 +145,23 @@ def test_the_rule_that_knows_the_future_is_beladys():
         held = [0, *sorted(rng.choice(np.arange(1, t), n - 1, replace=False).tolist())] if t > n else list(range(n))
         clip = Clip(torch.zeros(T, 3, 1, 1), torch.zeros(T, 1, 1), "", torch.tensor(modes)[:, None])
         frames = torch.tensor([held])
-        a = belady([clip])(Request(frames, frames > 0, t, t, None, None))
-        dropped, wanted = frames[a > .5].item(), needed_last(modes, held, t)
-        ranks = [rank_of(modes, held, t, f) for f in (dropped, wanted)]
+        a = belady([clip], ties)(Request(frames, frames > 0, t, t, None, None))
+        dropped, wanted = frames[a > .5].item(), needed_last(modes, held, t, ties)
+        ranks = [rank_of(modes, held, t, f, ties) for f in (dropped, wanted)]
         assert a.sum() == 1 and (dropped == wanted or ranks[0] == ranks[1])
 
 
-def rank_of(modes, held, t, f):
+def rank_of(modes, held, t, f, ties):
     "How dispensable a frame is; equals may go in any order."
     if modes[f] < 0:
         return 2, 0
     if modes[f] == modes[t] or sum(modes[g] == modes[f] for g in held) > 1:
-        return 1, t - f
+        return 1, t - f if ties == "oldest" else f - t
     return 0, next((u - t for u in range(t + 1, len(modes)) if modes[u] == modes[f]), len(modes))
+
+
+def test_other_ties_are_refused(clips):
+    refused("ties: expected oldest or newest, found 'first'", belady, clips, "first")
 
 
 def test_changes_of_the_policy_last_as_long_as_the_test(model, clips):

@@ -21,8 +21,8 @@ from stremn.memory.zoo import (
 from helpers import network
 
 NEW = torch.tensor([[[0., -1., 0.]]]) # Tallies of a template that nobody has read
-MINE = ("cutie", "stride", "frozen", "spaced", "xmem", "h2o", "lru", "clock", "s4lru", "lrb", "readmem", "leverage",
-        "keydiff", "adjacent", "random_half", "sam3", "samurai", "sam2long", "qdmn", "dam4sam")
+MINE = ("cutie", "stride", "frozen", "spaced", "even", "xmem", "h2o", "lru", "clock", "s4lru", "lrb", "readmem",
+        "leverage", "keydiff", "adjacent", "random_half", "sam3", "samurai", "sam2long", "qdmn", "dam4sam")
 
 
 def one_hot_hits(T, seed):
@@ -127,16 +127,27 @@ def test_stride_holds_the_frame_before_and_every_fifth(n, pinned):
         assert 1 <= t - others[-1] <= 5
 
 
-def test_frozen_and_spaced():
-    assert held(play("frozen", 40, 5))[-1] == set(range(5))
-    frames = sorted(held(play("spaced", 400, 8, 0))[-1])
-    ages = [400 - f for f in frames]
-    assert ages[-1] == 1 and all(1 < a / b < 8 for a, b in itertools.pairwise(ages)) and ages[0] > 100
-    for T in range(9, 60):                                                   # by hand: the most crowded on a log scale
-        before, after = (held(play("spaced", t, 8, 0))[-1] for t in (T - 1, T))
+@pytest.mark.parametrize("name", ["spaced", "even"])
+def test_rules_of_room_by_hand(name):
+    "On its scale the most crowded one goes, and the past stays covered."
+    def scale(age): return math.log(age) if name == "spaced" else age
+    for T in range(9, 60):
+        before, after = (held(play(name, t, 8, 0))[-1] for t in (T - 1, T))
         age = sorted(T - 1 - f for f in before)
-        room = {b: math.log(c / a) for a, b, c in zip([1, *age], age, [*age[1:], math.inf])}
+        newcomer = 1 if name == "spaced" else 0
+        room = {b: math.inf if c is None else scale(c) - (scale(a) if a else 0)
+                for a, b, c in zip([newcomer, *age], age, [*age[1:], None])}
         assert room[T - 1 - (before - after).pop()] == pytest.approx(min(room.values())), T
+    ages = sorted(400 - f for f in held(play(name, 400, 8, 0))[-1])
+    assert ages[0] == 1 and ages[-1] == 400
+    if name == "spaced":
+        assert all(1 < b / a < 10 for a, b in itertools.pairwise(ages))
+    else:
+        assert max(b - a for a, b in itertools.pairwise(ages)) <= 128        # powers of two: at most twice the mean
+
+
+def test_frozen_stays():
+    assert held(play("frozen", 40, 5))[-1] == set(range(5))
 
 
 # ---------------------------------------------------------------- usage: one frame is used at each step

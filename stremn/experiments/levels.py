@@ -18,7 +18,7 @@ from stremn.data.levels import (
     LEVELS, clip_hash, clip_statistics, find_level, level_clips, same_clips, statistics_table,
 )
 from .grid import Row, run
-from .measure import BELADY, UNBOUNDED, ChameleonEval, evaluate_chameleon
+from .measure import ORACLES, UNBOUNDED, ChameleonEval, evaluate_chameleon
 from ..memory.rules import find_rule, import_rule
 from ..models.hub import load
 from ..results import Record, stored_record
@@ -29,7 +29,7 @@ def enter_policy(
 )->None:
     "Make sure that a policy is known by its name."
     if ":" in name: import_rule(name)
-    elif name not in (UNBOUNDED, BELADY): find_rule(name)
+    elif name not in (UNBOUNDED, *ORACLES): find_rule(name)
 
 # %% ../../nbs/library/84_experiments.levels.ipynb #570575af
 BENCH_POLICIES = ("oldest", "learned", "diversity", UNBOUNDED)
