@@ -162,7 +162,8 @@ EXPORTING = ("lessons", "library") # folders of nbs/ whose notebooks may export;
 # Floors of the package, lowest first. A module imports from its own floor and from those below it; the two towers share
 # a floor and never import each other, nor do losses and metrics.
 FLOORS = [("core",), ("config",), ("paper",), ("results",), ("images",), ("viz",), ("data",), ("memory",), ("nets",),
-          ("models",), ("losses", "metrics"), ("train",), ("vos", "prediction"), ("experiments",), ("cli",)]
+          ("models",), ("losses", "metrics"), ("train",), ("vos", "prediction"), ("experiments",),
+          ("cli", "adapters")]
 
 
 def numbers_are_unique(root: Path) -> list[str]:
