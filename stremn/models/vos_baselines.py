@@ -197,8 +197,8 @@ class GlobalContextBank(KeepAllBank):
     def template(self, memory_features:Tensor, query_features:Tensor|None=None,
                  group:Tensor|None=None)->Template:
         "The frame's context as a value map of Dk x 1 places; no channels of key and update key."
-        key,value,_ = super().template(memory_features, query_features, group)
-        matrix = context(key, value)[...,None]                         # (B,Dv,Dk,1)
+        own = super().template(memory_features, query_features, group)
+        matrix = context(own.key, own.value)[...,None]                 # (B,Dv,Dk,1)
         return Template(matrix[:,:0], matrix, matrix[:,:0])
 
     def commit(self, memory:Memory|None, template:Template, t:int, decision:Decision,
