@@ -16,7 +16,7 @@ from stremn.memory.rules import RULES, ZOO, Comparison, Request, Rule, all_rules
 from stremn.memory.update import update_usage
 from stremn.memory.zoo import (
     about_rule, area_change, asked_at, asking, cutie, dam4sam, effective_quality, gap, half, idle, in_turn, last_use,
-    looks_at, lru, qdmn, readmem, recency, rule_table, s4lru, sam3, sam2long, samurai, stride, surest,
+    looks_at, lrb, lru, qdmn, readmem, recency, rule_table, s4lru, sam3, sam2long, samurai, stride, surest,
     volume)
 from helpers import network
 
@@ -173,12 +173,16 @@ def uses_of(log, t, n):
     return total, last
 
 
+WINDOW = 6 # Frames, of LRB: short, so that both of its cases come
+
+
 @pytest.mark.parametrize("name", ["xmem", "h2o", "clock", "lrb"])
 @pytest.mark.parametrize("n, pinned", SIZES)
 def test_rules_of_use_by_hand(name, n, pinned):
+    rule = Rule(lambda r: lrb(r, WINDOW), needs_usage=True) if name == "lrb" else name
     for seed in range(4):
         T = 40
-        log = play(name, T, n, pinned, one_hot_hits(T, seed))
+        log = play(rule, T, n, pinned, one_hot_hits(T, seed))
         for t in range(n, T):
             total, last = uses_of(log, t, n)
             free = sorted(f for f in log[t - 2][0] if f >= pinned)
@@ -193,7 +197,7 @@ def test_rules_of_use_by_hand(name, n, pinned):
                 idle_ones = [f for f in free if mean[f] * n < 1]
                 wanted = {(idle_ones or free)[0]: 0}
             else:
-                beyond = [f for f in free if wait[f] >= 20]
+                beyond = [f for f in free if wait[f] >= WINDOW]
                 wanted = {f: last[f] for f in beyond} or {f: -wait[f] for f in free}
             dropped = (set(log[t - 2][0]) - set(log[t - 1][0])).pop()
             assert dropped in wanted and wanted[dropped] == pytest.approx(min(wanted.values())), (seed, t)
