@@ -201,7 +201,7 @@ def reencoding_step(
     "The paper's way: slots hold feature maps, and all of them go through the heads at every frame."
     K = maps.shape[1]
     def own_query(i): return None if queries is None else queries[:,i]
-    slots = [bank.template(maps[:,i], own_query(i), group) for i in range(K)]
+    slots = [bank.template(maps[:,i], own_query(i), group)[:3] for i in range(K)]
     frames = torch.arange(T-K, T, device=x.device).expand(len(x), -1)
     memory = Memory(*(torch.stack(part, 1) for part in zip(*slots)), frames, T)
     answer = bank.read(memory, q, group)
