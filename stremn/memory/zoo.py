@@ -137,7 +137,8 @@ def spaced(r:Request)->Tensor: # (V,n)
 def even(r:Request)->Tensor: # (V,n)
     """Replace the template whose two neighbors in time are closest: the whole past is covered evenly.
 
-    Source: a reservoir without chance, or STM's fixed stride with a bound: the stride grows. Left out: nothing.
+    Source: a reservoir without chance, or STM's fixed stride with a bound: the stride grows. Left out: a
+    second look; with fewer than three candidates the oldest of them never goes.
     """
     return pick(-room(r, (r.t-r.frames).double()), r.candidates)
 
