@@ -1,5 +1,6 @@
 """Shared fixtures: real data, a small network, synthetic clips; one thread per process, for tests side by side."""
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,17 @@ def weights(tmp_path_factory) -> Path:
     from stremn.models.vos import VOSModel
     torch.manual_seed(0)
     return save_weights(VOSModel(TINY_VOS), tmp_path_factory.mktemp("weights") / "random.safetensors", {"steps": 0})
+
+
+@pytest.fixture
+def rule_file(tmp_path, monkeypatch):
+    "A folder to stand in, with the rules of `helpers.own_rules` in a file; the search path stays as it is."
+    from helpers import own_rules
+    monkeypatch.chdir(tmp_path)
+    paths = list(sys.path)
+    with own_rules(tmp_path):
+        yield tmp_path
+        assert sys.path == paths
 
 
 @pytest.fixture(scope="module")

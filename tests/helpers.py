@@ -1,7 +1,10 @@
 "Shared by several test modules: pictures, folders and small configs."
 import gzip
 import json
+import sys
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import av
 import numpy as np
@@ -17,6 +20,7 @@ from stremn.data.chameleon import ChameleonConfig, chameleon
 from stremn.data.video import VideoWriter
 from stremn.images import to_pixels, write_mask
 from stremn.memory.bank import BankConfig
+from stremn.memory.rules import ZOO
 from stremn.models.prediction import PredictionConfig
 from stremn.models.vos import VOSConfig, VOSModel
 
@@ -266,3 +270,18 @@ def make_davis_2016(work):
     (root / "ImageSets" / "480p").mkdir(parents=True)
     (root / "ImageSets" / "480p" / "val.txt").write_text("".join(lines))
     return root
+
+
+@contextmanager
+def own_rules(folder: Path):
+    "A file my_rules.py in a folder: a rule `mine`, a record `record` and a `number`; afterwards nobody knows them."
+    (folder / "my_rules.py").write_text(
+        "from stremn.memory.rules import Rule, newest, lfu\ndef mine(r): return newest(r)\n"
+        "record = Rule(lfu, needs_usage=True)\nnumber = 3\n")
+    before = dict(ZOO)
+    try:
+        yield folder
+    finally:
+        ZOO.clear()
+        ZOO.update(before)
+        sys.modules.pop("my_rules", None)

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import stremn
-from helpers import TINY_VOS, files_below, make_davis_2016, stremn_main
+from helpers import TINY_VOS, files_below, make_davis_2016, own_rules, stremn_main
 from stremn import cli
 from stremn.train.loop import Recipe
 from stremn.vos import train as vos_train
@@ -24,7 +24,7 @@ from stremn.core import StremnError
 from stremn.data.chameleon import ChameleonConfig, chameleon
 from stremn.data.video import VideoWriter
 from stremn.images import PALETTE, read_mask, to_pixels, write_mask
-from stremn.memory.rules import RULES, ZOO, all_rules
+from stremn.memory.rules import RULES, all_rules
 from stremn.models.prediction_baselines import WEIGHTLESS
 
 SIZE, FRAMES = 64, 7
@@ -87,26 +87,20 @@ def test_options_reach_the_segmenter(work, weights, capsys):
 
 def test_a_rule_of_ones_own_by_module_and_function(work, weights, capsys):
     "It does what a rule of the package does, in both directions; a name alone imports nothing."
-    (work / "own_rules.py").write_text("from stremn.memory.rules import newest\ndef mine(r): return newest(r)\n")
     more = ["--quiet", "--no-video", "--slots", "3"]
-    before = dict(ZOO)
-    try:
-        for name in ("own_rules:mine", "newest", "lru"):
+    with own_rules(work):
+        for name in ("my_rules:mine", "newest", "lru"):
             out = name.replace(":", "_")
             status, out, err = segment(capsys, weights, "frames", *more, "--policy", name, out=out)
             assert (status, err) == (0, []) and len(out) == 2
         words = ["predict", "frames", "--weights", "prediction-tiny", "--observe", "4", "--frames", "2", "--no-video"]
-        for name in ("own_rules:mine", "newest"):
+        for name in ("my_rules:mine", "newest"):
             out = "p_" + name.replace(":", "_")
             more = ["--out", out, "--policy", name, "--device", "cpu", "--quiet"]
             assert stremn_main(capsys, *words, *more)[::2] == (0, [])
-    finally:
-        ZOO.clear()
-        ZOO.update(before)
-        sys.modules.pop("own_rules", None)
-    masks = {n: [p.read_bytes() for p in sorted((work / n).glob("*.png"))] for n in ("own_rules_mine", "newest", "lru")}
-    assert masks["own_rules_mine"] == masks["newest"] != masks["lru"]
-    predicted = [[p.read_bytes() for p in sorted((work / n).glob("*.png"))] for n in ("p_own_rules_mine", "p_newest")]
+    masks = {n: [p.read_bytes() for p in sorted((work / n).glob("*.png"))] for n in ("my_rules_mine", "newest", "lru")}
+    assert masks["my_rules_mine"] == masks["newest"] != masks["lru"]
+    predicted = [[p.read_bytes() for p in sorted((work / n).glob("*.png"))] for n in ("p_my_rules_mine", "p_newest")]
     assert predicted[0] == predicted[1] and len(predicted[0]) == 2
 
 

@@ -18,7 +18,8 @@ from stremn.experiments.diagnose import (
     diagnosis_report, diagnosis_rows, diagnosis_table, draw_diagnosis, eviction_costs, known, measure_diagnosis,
     modes_known, regret, return_hits, returns, save_timelines, shown_before, simulate, true_modes)
 from stremn.experiments.grid import run, up_to_date
-from stremn.experiments.measure import BELADY, UNBOUNDED, ChameleonEval, evaluate_chameleon, held_out_clips, policy_for
+from stremn.experiments.measure import (
+    BELADY, ORACLES, UNBOUNDED, ChameleonEval, evaluate_chameleon, held_out_clips, policy_for)
 from stremn.experiments.trace import trace
 from stremn.memory.bank import UpdatePolicy
 from stremn.memory.coverage import all_matches, weighted_pixels
@@ -248,6 +249,13 @@ def test_nobody_has_less_to_regret_than_the_oracle(cache, slots):
     assert lost[BELADY] == 0 and max(lost.values()) > 0
     best = modes_known(simulate(cache, BELADY, slots), modes).nanmean()
     assert all(modes_known(simulate(cache, r, slots), modes).nanmean() <= best for r in RULE_NAMES)
+
+
+def test_every_oracle_of_a_measurement_can_be_replayed(cache):
+    "Which of two twins goes costs nothing, and is another choice."
+    modes, held = true_modes(cache.clips), {name: simulate(cache, name, 3) for name in ORACLES}
+    assert all(regret(h, modes).sum() == 0 for h in held.values())
+    assert not torch.equal(held[BELADY], held["oracle_newest"])
 
 
 def test_a_memory_with_room_regrets_nothing(cache):

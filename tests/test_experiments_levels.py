@@ -1,5 +1,4 @@
 "Memories on the levels: what is printed is what was measured, and rules of one's own are taken by name."
-import sys
 
 import pytest
 
@@ -11,20 +10,6 @@ from stremn.experiments.measure import ORACLES, ChameleonEval, evaluate_chameleo
 from stremn.memory.rules import RULES, ZOO, all_rules, find_rule
 from stremn.models.hub import load
 from stremn.results import load_records
-
-
-@pytest.fixture
-def rule_file(tmp_path, monkeypatch):
-    "A folder to stand in, with a rule in a file; afterwards nobody knows it."
-    (tmp_path / "my_rules.py").write_text("from stremn.memory.rules import newest\ndef mine(request):\n"
-                                          "    return newest(request)\nnumber = 3\n")
-    monkeypatch.chdir(tmp_path)
-    before, paths = dict(ZOO), list(sys.path)
-    yield tmp_path
-    assert sys.path == paths
-    ZOO.clear()
-    ZOO.update(before)
-    sys.modules.pop("my_rules", None)
 
 
 def test_the_table_holds_the_records_and_they_are_measured_once(rule_file):

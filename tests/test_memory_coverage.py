@@ -1,5 +1,6 @@
 """Contracts of coverage: equal to loops, in pieces as at once, with a gradient, for several objects."""
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -251,3 +252,20 @@ def test_names_are_known_and_unique():
     assert not set(RULES) & set(ZOO) and {"coverage", "coverage_object", "diversity_object"} <= set(all_rules())
     with pytest.raises(StremnError, match="coverage_object"):
         find_rule("coverge")
+
+
+def test_weighted_matches_bring_the_masks_with_them():
+    "A rule that asks for weighted matches need not ask for masks as well."
+    for matching, masks, want in ((None, False, False), (None, True, True), (Matching(), False, False),
+                                  (Matching(weighted=True), False, True)):
+        assert Rule(find_rule("oldest").select, needs_masks=masks, matching=matching).sees_masks == want
+    torch.manual_seed(0)
+    model = VOSModel().eval()
+    coverage_object = find_rule("coverage_object")
+    frames, first = torch.rand(1, 7, 3, 32, 32), torch.zeros(1, 32, 32, dtype=torch.long)
+    first[:, 8:24, 8:24] = 1
+    valid = torch.ones(1, 1, dtype=torch.bool)
+    with torch.no_grad():
+        found = [model(frames, first, valid, policy=model.bank.policy.but(rule, 3))
+                 for rule in (coverage_object, replace(coverage_object, needs_masks=False))]
+    assert torch.equal(*found)

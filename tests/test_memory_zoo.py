@@ -539,33 +539,17 @@ def test_what_a_rule_looks_at_is_found_by_trying():
 
 
 # ---------------------------------------------------------------- rules from a file
-@pytest.fixture
-def rule_file(tmp_path, monkeypatch):
-    "A folder to stand in, with rules in a file; afterwards nobody knows them."
-    import sys
-    (tmp_path / "zoo_rules.py").write_text(
-        "from stremn.memory.rules import Rule, newest, lfu\ndef mine(r): return newest(r)\n"
-        "record = Rule(lfu, needs_usage=True)\nnumber = 3\n")
-    monkeypatch.chdir(tmp_path)
-    before, paths = dict(ZOO), list(sys.path)
-    yield tmp_path
-    assert sys.path == paths
-    ZOO.clear()
-    ZOO.update(before)
-    sys.modules.pop("zoo_rules", None)
-
-
 def test_a_rule_from_a_file_is_known_by_its_whole_name(rule_file):
-    for name in ("zoo_rules:mine", "zoo_rules:record"):
+    for name in ("my_rules:mine", "my_rules:record"):
         with pytest.raises(StremnError, match="policy: expected one of"):
             find_rule(name)                                                  # a name alone imports nothing
         assert import_rule(name) is find_rule(name) is all_rules()[name]
-    assert find_rule("zoo_rules:mine").select.__name__ == "mine" and find_rule("zoo_rules:record").needs_usage
-    assert UpdatePolicy("zoo_rules:mine").capacity == 6 and looks_at("zoo_rules:mine") == ["time"]
+    assert find_rule("my_rules:mine").select.__name__ == "mine" and find_rule("my_rules:record").needs_usage
+    assert UpdatePolicy("my_rules:mine").capacity == 6 and looks_at("my_rules:mine") == ["time"]
 
 
-@pytest.mark.parametrize("name", ["zoo_rules:other", "nowhere:mine", "zoo_rules:number", ":", "zoo_rules:", ":mine",
-                                  ".zoo_rules:mine", "oldest"])
+@pytest.mark.parametrize("name", ["my_rules:other", "nowhere:mine", "my_rules:number", ":", "my_rules:", ":mine",
+                                  ".my_rules:mine", "oldest"])
 def test_a_rule_that_is_not_there_is_refused(rule_file, name):
     with pytest.raises(StremnError, match="policy: expected") as caught:
         import_rule(name)

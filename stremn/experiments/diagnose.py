@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ROLES', 'DIAGNOSE_POLICIES', 'HIDDEN', 'KEY', 'PLAIN_KEY', 'DIAGNOSED', 'DIAGNOSIS_EVAL', 'PairTable',
-           'CachedTemplates', 'cached_templates', 'simulate', 'true_modes', 'return_hits', 'modes_known', 'Costs',
-           'eviction_costs', 'regret', 'ClipDiagnosis', 'diagnose_clip', 'diagnosis_report', 'draw_diagnosis',
-           'open_for_diagnosis', 'diagnose_source', 'save_timelines', 'diagnosis_rows', 'shared_templates',
-           'diagnosis_metrics', 'measure_diagnosis', 'agreement', 'diagnosis_table']
+           'CachedTemplates', 'cached_templates', 'simulate', 'return_hits', 'modes_known', 'Costs', 'eviction_costs',
+           'regret', 'ClipDiagnosis', 'diagnose_clip', 'diagnosis_report', 'draw_diagnosis', 'open_for_diagnosis',
+           'diagnose_source', 'save_timelines', 'diagnosis_rows', 'shared_templates', 'diagnosis_metrics',
+           'measure_diagnosis', 'agreement', 'diagnosis_table']
 
 # %% ../../nbs/library/85_experiments.diagnose.ipynb #62b36d94
 import time
@@ -28,10 +28,10 @@ from ..data.vos import VideoFolder, load_clip
 from .grid import Row
 from .levels import enter_policy
 from stremn.experiments.measure import (
-    BELADY, ChameleonEval, belady, check_clips, evaluate_chameleon, evaluating, policy_for,
-    shared_clips,
+    BELADY, ChameleonEval, check_clips, evaluate_chameleon, evaluating, policy_for, rule_for,
+    shared_clips, true_modes,
 )
-from .trace import spearman
+from .trace import held_before, modes_of_frames, spearman
 from ..memory.bank import UpdatePolicy
 from ..memory.coverage import match_both_ways, weighted_pixels
 from ..memory.rules import Comparison, Matching, Request, Rule, Selector, find_rule
@@ -218,10 +218,10 @@ def looked_up(
         def compare(f):
             matches = None if how is None else cache.matches(how, clip, seen)
             masks = None
-            if rule.needs_masks or weighted: masks = cache.masks[clip[:,None],seen].flatten(3)
+            if rule.sees_masks: masks = cache.masks[clip[:,None],seen].flatten(3)
             return f(Comparison(matches, masks, weighted))
         ask = r._replace(learned=learned, appearance=appearance, pairs=pairs)
-        if rule.needs_masks or how is not None: ask = ask._replace(compare=compare)
+        if rule.sees_masks or how is not None: ask = ask._replace(compare=compare)
         return rule.select(ask)
     return replace(rule, select=select, needs_masks=False, matching=None)
 
@@ -278,42 +278,18 @@ def simulate(
     for i in range(0, len(cache.clips), batch):
         some = cache.clips[i:i+batch]
         clip = torch.arange(i, i+len(some), device=cache.keys.device)
-        if policy==BELADY: true_modes(some)                    # refuses clips without modes
-        how = policy_for(cache.model, belady(some) if policy==BELADY else policy, slots, **changes)
+        how = policy_for(cache.model, rule_for(policy, some), slots, **changes)
         rule = looked_up(find_rule(how.rule), cache, clip, how.latest=="held")
         out.append(replay_batch(cache, clip, how.but(rule), make_generator(seed+i)).cpu())
     return torch.cat(out)
 
-def true_modes(
-    clips:Sequence[Clip], # With modes
-)->Tensor:                # (N,T) long, mode of the first object; -1 while it is hidden
-    "What the target shows in each frame."
-    if any(c.modes is None for c in clips):
-        raise StremnError("modes: expected synthetic clips, which know what the target shows, "
-                          "found others")
-    return torch.stack([c.modes[:,0] for c in clips])
-
 # %% ../../nbs/library/85_experiments.diagnose.ipynb #07be9445
-def mode_of(
-    frames:Tensor, # (N,T,K) long, frame in each slot; -1: empty
-    modes:Tensor,  # (N,T) long, -1 while hidden
-)->Tensor:         # (N,T,K) long, mode that each held frame shows; -1: hidden, -2: an empty slot
-    "Look up what each held frame showed."
-    shown = modes[:,None].expand(-1, frames.shape[1], -1).gather(2, frames.clamp_min(0))
-    return shown.masked_fill(frames<0, -2)
-
-def held_before(
-    frames:Tensor, # (N,T,K) long, frame in each slot after each step
-)->Tensor:         # (N,T,K) long, what frame t reads
-    "The memory before each step; empty before the first."
-    return F.pad(frames, (0, 0, 1, 0), value=-1)[:,:-1]
-
 def known(
     frames:Tensor, # (N,T,K) long, frame in each slot after each step
     modes:Tensor,  # (N,T) long, -1 while hidden
 )->Tensor:         # (N,T) bool
     "Does the memory that a frame reads hold a frame of its mode? False where the target is hidden."
-    return (mode_of(held_before(frames), modes)==modes[:,:,None]).any(2) & (modes>=0)
+    return (modes_of_frames(held_before(frames), modes)==modes[:,:,None]).any(2) & (modes>=0)
 
 def shown_before(
     modes:Tensor, # (N,T) long, -1 while hidden
@@ -446,7 +422,7 @@ def eviction_costs(
     stays = (seen[:,:,:,None]==frames[:,:,None]).any(3)
     full = (old>=0).sum(2)==(frames>=0).sum(2)                                   # no room was used
     goes = (seen>=0) & ~stays & full[:,:,None]
-    mode = mode_of(seen, modes)
+    mode = modes_of_frames(seen, modes)
     alone = (mode[:,:,:,None]==mode[:,:,None]).sum(3)==1
     vain = frames_in_vain(modes, policy).gather(2, mode.clamp_min(0))
     costs = torch.where((mode>=0) & alone, vain, 0).float()

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['KEPT_EVAL', 'CELLS', 'LoggedDecision', 'logged_rule', 'Trace', 'fill', 'iou_matrix', 'assemble', 'trace_batch',
-           'trace', 'trace_video', 'distances', 'distance_histogram', 'expected_distances', 'held_modes',
-           'distinct_modes', 'kept_measures', 'spearman', 'auc_pairs', 'at_decisions', 'score_follows',
-           'eviction_targets', 'fingerprint', 'kept_rows', 'measure_kept_frames', 'measure_kept_row', 'by_clip',
-           'entering_slots', 'replay', 'timeline_record', 'histories']
+           'trace', 'trace_video', 'distances', 'distance_histogram', 'expected_distances', 'modes_of_frames',
+           'held_before', 'held_modes', 'distinct_modes', 'kept_measures', 'spearman', 'auc_pairs', 'at_decisions',
+           'score_follows', 'eviction_targets', 'fingerprint', 'kept_rows', 'measure_kept_frames', 'measure_kept_row',
+           'by_clip', 'entering_slots', 'replay', 'timeline_record', 'histories']
 
 # %% ../../nbs/lessons/09_experiments.trace.ipynb #b88dae32
 import hashlib
@@ -267,13 +267,25 @@ def expected_distances(
     return (kept*((f>0) & (t>1))).sum(0)
 
 # %% ../../nbs/lessons/09_experiments.trace.ipynb #52bf2f37
+def modes_of_frames(
+    frames:Tensor, # (N,T,K) long, frame in each slot; -1: empty
+    modes:Tensor,  # (N,T) long, what each frame shows
+)->Tensor:         # (N,T,K) long; -3: an empty slot
+    "What the frames in the slots show."
+    seen = modes[:,None].expand(-1, frames.shape[1], -1).gather(2, frames.clamp_min(0))
+    return seen.masked_fill(frames<0, -3)
+
+def held_before(
+    frames:Tensor, # (N,T,K) long, frame in each slot after each step
+)->Tensor:         # (N,T,K) long, what frame t reads
+    "The memory before each step; empty before the first."
+    return F.pad(frames, (0, 0, 1, 0), value=-1)[:,:-1]
+
 def held_modes(
     trace:Trace,
 )->Tensor: # (N,T,K) long, true mode of what each slot holds; -1: a hidden target, -2: nobody knows, -3: empty
     "Look up what each held frame showed."
-    T = trace.frames.shape[1]
-    seen = trace.modes[:,None].expand(-1, T, -1).gather(2, trace.frames.clamp_min(0))
-    return seen.masked_fill(trace.frames<0, -3)
+    return modes_of_frames(trace.frames, trace.modes)
 
 def distinct_modes(
     trace:Trace,
@@ -336,7 +348,7 @@ def at_decisions(
     trace:Trace,
 )->tuple[Tensor,Tensor,Tensor]: # (N,T,K) age of each slot's template; overlap with the frame that asks; same mode?
     "What each slot held when a decision was made, seen from the frame that asked."
-    before = F.pad(trace.frames, (0, 0, 1, 0), value=-1)[:,:-1]              # (N,T,K)
+    before = held_before(trace.frames)                                       # (N,T,K)
     asks = trace.asks.clamp_min(0)
     old = before.clamp_min(0)
     asking = asks[:,:,None].expand_as(trace.overlap)

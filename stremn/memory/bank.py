@@ -341,7 +341,7 @@ def compare_frames(
     "Compare all frames as a rule asks; what the memory knows already is not computed again."
     masks = matches = None
     how = rule.matching
-    if rule.needs_masks or how and how.weighted:
+    if rule.sees_masks:
         if memory.masks is None or template.mask is None:
             raise StremnError("masks: expected where the object is in every stored frame, found "
                               "none; this rule is for segmentation, from the first frame on")
@@ -350,7 +350,8 @@ def compare_frames(
         old,new = memory.keys,template.key
         if how.keys=="update": old,new = memory.updates,template.update
         maps = torch.cat([old, new[:,None]], 1)                              # (B,n+1,.,H,W)
-        pixels = weighted_pixels(maps, None if masks is None or not how.weighted else masks[:,:,0])
+        weights = masks[:,:,0] if how.weighted and masks is not None else None
+        pixels = weighted_pixels(maps, weights)
         keep = memory.matching==how and not pixels.requires_grad
         matches = all_matches(pixels, memory.matches if keep else None)
     flat = None if masks is None else masks.flatten(3)                       # (B,n+1,2,P)
@@ -473,7 +474,7 @@ class MemoryBank(nn.Module):
         rule = find_rule(policy.rule)
         usage = seen = None
         if rule.needs_usage: usage = attention_usage(memory, template, self.config, full)
-        if rule.needs_masks or rule.matching: seen = compare_frames(memory, template, rule)
+        if rule.sees_masks or rule.matching: seen = compare_frames(memory, template, rule)
         decision = Decision(None, None, usage)
         if passes_by(memory, t, policy): decision = decision._replace(a=nothing(memory))
         elif full: decision = choose_slot(memory, template, t, policy, self.beta,

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Selector', 'RULES', 'ZOO', 'Matching', 'Comparison', 'Request', 'Rule', 'pick', 'oldest', 'newest', 'random_slot',
-           'reservoir', 'first_last', 'most_similar', 'learned', 'lfu', 'ucb', 'diversity', 'all_rules', 'find_rule',
-           'import_rule']
+           'reservoir', 'first_last', 'choose_straight', 'most_similar', 'learned', 'lfu', 'ucb', 'compared_pairs',
+           'volumes_without', 'diversity', 'all_rules', 'find_rule', 'import_rule']
 
 # %% ../../nbs/lessons/03_memory.rules.ipynb #d491d67f
 import sys
@@ -133,6 +133,11 @@ class Rule:
     needs_masks:bool=False  # Hand it the object's masks?
     matching:Matching|None=None # How to compare frames for it; None: not at all
 
+    @property
+    def sees_masks(self)->bool:
+        "Must templates carry where the object is? Weighted matches need it, too."
+        return self.needs_masks or self.matching is not None and self.matching.weighted
+
 # %% ../../nbs/lessons/03_memory.rules.ipynb #f7a2ce87
 def pick(
     merit:Tensor,      # (V,n) the candidate with the largest merit is replaced
@@ -183,14 +188,21 @@ def first_last(r:Request)->Tensor: # (V,n)
     return newest(r)
 
 # %% ../../nbs/lessons/03_memory.rules.ipynb #2954dcea
+def choose_straight(
+    r:Request,     # Its temperature, noise and generator are used
+    scores:Tensor, # (V,n) the higher, the likelier to go
+)->Tensor:         # (V,n), one-hot forward, soft backward
+    "Eqs. 2-3 over the slots that may be replaced."
+    scores = scores.masked_fill(~r.candidates, -torch.inf)
+    return gumbel_select(scores, r.tau, r.noise, r.generator)
+
 def most_similar(r:Request)->Tensor: # (V,n)
     "F: remove the template that looks most like the new one."
     return pick(r.appearance(), r.candidates)
 
 def learned(r:Request)->Tensor: # (V,n), one-hot forward, soft backward
     "The paper's rule, Eqs. 1-3: similarity of learned update keys, straight-through choice."
-    scores = r.learned().masked_fill(~r.candidates, -torch.inf)
-    return gumbel_select(scores, r.tau, r.noise, r.generator)
+    return choose_straight(r, r.learned())
 
 # %% ../../nbs/lessons/03_memory.rules.ipynb #9260136d
 def require_usage(
@@ -224,19 +236,29 @@ def ucb(r:Request)->Tensor: # (V,n)
     return pick(-mean-bonus, torch.where(free.any(-1, keepdim=True), free, r.candidates))
 
 # %% ../../nbs/lessons/03_memory.rules.ipynb #0e74e782
+def compared_pairs(
+    r:Request, # Of a rule that compares all frames
+)->Tensor:     # (V,n+1,n+1) float64, the template that asks last
+    "Similarity of all pairs, or an error that says what is missing."
+    if r.pairs is None:
+        raise StremnError("pairs: expected a function that compares all pairs, found None")
+    return r.pairs().double()
+
+def volumes_without(
+    gram:Tensor, # (V,n+1,n+1) float64, similarity of all frames, the newcomer last
+)->Tensor:       # (V,n)
+    "Determinant of what is left of a Gram matrix without slot i."
+    n = gram.shape[-1]-1
+    others = [torch.arange(n+1)[torch.arange(n+1)!=i] for i in range(n)]
+    rest = torch.stack(others).to(gram.device)                               # (n,n) row i: all but i
+    return torch.linalg.det(gram[:,rest[:,:,None],rest[:,None,:]])
+
 def diversity(r:Request)->Tensor: # (V,n)
     """Replace the template without which all frames, the new one included, differ most.
 
     Source: READMem (BMVC 2023), the determinant of the Gram matrix; the newcomer always enters here.
     """
-    if r.pairs is None:
-        raise StremnError("pairs: expected a function that compares all pairs, found None")
-    gram = r.pairs().double()                                                # (V,n+1,n+1)
-    n = r.frames.shape[1]
-    others = [torch.arange(n+1)[torch.arange(n+1)!=i] for i in range(n)]
-    rest = torch.stack(others).to(gram.device)                               # (n,n) row i: all but i
-    volume = torch.linalg.det(gram[:,rest[:,:,None],rest[:,None,:]])         # (V,n)
-    return pick(volume, r.candidates)
+    return pick(volumes_without(compared_pairs(r)), r.candidates)
 
 # %% ../../nbs/lessons/03_memory.rules.ipynb #bfe584a1
 RULES:dict[str,Rule] = { # The rules by name: what `policy=` of a bank, a segmenter or a predictor may say
@@ -291,6 +313,9 @@ def find_rule(
     """
     if isinstance(rule, Rule): return rule
     if callable(rule): return Rule(rule)
+    if isinstance(rule, str):                                                # asked at every frame
+        for loaded in (ZOO, RULES):
+            if rule in loaded: return loaded[rule]
     known = all_rules()
     if not isinstance(rule, str) or rule not in known:
         raise StremnError(f"policy: expected one of {', '.join(known)}, found {rule!r}")

@@ -6,7 +6,7 @@
 __all__ = ['Template', 'Memory', 'append', 'blend', 'write', 'update_usage']
 
 # %% ../../nbs/lessons/06_memory.update.ipynb #d491d67f
-from typing import NamedTuple
+from typing import Any,NamedTuple
 
 import torch
 from torch import Tensor
@@ -70,6 +70,13 @@ class Memory(NamedTuple):
     def slots(self)->int: # n, the number of filled slots
         "How many slots are filled."
         return self.frames.shape[1]
+
+    def rows(self,
+        rows:Tensor|list[int], # Which of the B rows
+    )->"Memory":               # Of those rows, in that order
+        "The memory of some videos or objects."
+        kept: list[Any] = [x[rows] if isinstance(x, Tensor) else x for x in self]
+        return Memory(*kept)
 
     def template(self,
         slot:Tensor, # (B,) long, one slot for each row

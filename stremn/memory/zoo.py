@@ -14,13 +14,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..core import StremnError, at_least_float32, make_generator
+from ..core import make_generator
 from stremn.memory.coverage import (
-    UNSEEN, all_matches, comparing, mean_matches, quality, weighted_pixels,
+    UNSEEN, all_matches, comparing, masks_of, mean_matches, quality, weighted_pixels,
 )
 from stremn.memory.rules import (
-    RULES, ZOO, Comparison, Request, Rule, Selector, all_rules, find_rule, oldest, pick,
-    require_usage, uniform,
+    RULES, ZOO, Comparison, Request, Rule, Selector, all_rules, compared_pairs, find_rule,
+    oldest, pick, require_usage, uniform,
 )
 
 # %% ../../nbs/library/20_memory.zoo.ipynb #200005aa
@@ -244,14 +244,6 @@ def lrb(
     return pick(torch.where(wait>=window, 1e12-last_use(r), wait), r.candidates)
 
 # %% ../../nbs/library/20_memory.zoo.ipynb #200014aa
-def compared_pairs(
-    r:Request, # Of a rule that compares all frames
-)->Tensor:     # (V,n+1,n+1) float64, the template that asks last
-    "Similarity of all pairs, or an error that says what is missing."
-    if r.pairs is None:
-        raise StremnError("pairs: expected a function that compares all pairs, found None")
-    return r.pairs().double()
-
 def volume(
     gram:Tensor, # (V,m,m) float64
     keep:Tensor, # (V,...,m) bool, whose rows and columns count
@@ -326,15 +318,6 @@ def random_half(r:Request)->Tensor: # (V,n)
     return pick(uniform(r, r.frames.shape), r.candidates & likely)
 
 # %% ../../nbs/library/20_memory.zoo.ipynb #200018aa
-def masks_of(
-    c:Comparison, # With masks
-)->Tensor:        # (B,n+1,2,P) at least float32
-    "The masks, or an error that says how to ask for them."
-    if c.masks is None:
-        raise StremnError("masks: expected the object's masks, found None; "
-                          "make it a Rule(..., needs_masks=True)")
-    return at_least_float32(c.masks)
-
 def surest(
     c:Comparison, # With masks
 )->Tensor:        # (B,n+1) in [0,1]

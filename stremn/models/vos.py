@@ -231,7 +231,7 @@ def object_templates(
     x = torch.cat([encoded.frame[group], planes], 1)                         # (B,5,H',W')
     features = model.memory_encoder(x, encoded.maps[-1][group])[-1]          # (B,Cm,h,w)
     template = model.bank.template(features, encoded.maps[-1], group)
-    if not find_rule((policy or model.bank.policy).rule).needs_masks: return template
+    if not find_rule((policy or model.bank.policy).rule).sees_masks: return template
     return template._replace(mask=masks_at_grid(planes[:,:1].detach(), features.shape[-2:]))
 
 # %% ../../nbs/lessons/08_models.vos.ipynb #570f8d53
@@ -252,7 +252,7 @@ def choose_without_padding(
     rows = votes.flatten().nonzero()[:,0]                                          # (N,) rows with a vote
     place = votes.flatten().cumsum(0).sub(1).view_as(votes)                        # (V,O) which of the N a row is
     first = place.gather(1, votes.int().argmax(1, keepdim=True))                   # (V,1) the first voter of each video
-    among = Memory(*(x[rows] if torch.is_tensor(x) else x for x in memory))
+    among = memory.rows(rows)
     voters = Template(*(None if x is None else x[rows] for x in template))
     decision = bank.choose(among, voters, t, group[rows], generator, policy)
     index = torch.where(votes, place, first).flatten()                             # (V*O,)

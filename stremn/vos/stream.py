@@ -343,13 +343,6 @@ def joint_probabilities(
     return torch.where(given.labels>0, (given.labels==label).float(), full)
 
 # %% ../../nbs/library/60_vos.stream.ipynb #19f4bb2c
-def keep_rows(
-    memory:Memory,  # Of several objects
-    rows:list[int], # Those that stay
-)->Memory:
-    "The memory of some of its objects."
-    return Memory(*(x[rows] if torch.is_tensor(x) else x for x in memory))
-
 def drop_object(
     state:StreamState, # Before
     object_id:int,     # Object to drop
@@ -357,7 +350,7 @@ def drop_object(
     "Stop following one object."
     rows = [[r for r,i in enumerate(ids) if i!=object_id] for ids in state.groups]
     groups = tuple(tuple(ids[r] for r in keep) for ids,keep in zip(state.groups, rows) if keep)
-    memories = tuple(tuple(keep_rows(memory, keep) for memory,keep in zip(view, rows) if keep)
+    memories = tuple(tuple(memory.rows(keep) for memory,keep in zip(view, rows) if keep)
                      for view in state.memories)
     reports = []
     for report in state.reports:
