@@ -1,5 +1,7 @@
 """Studies of segmentation: recipes, rows, records that are measured again to the same value, and ablations."""
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -68,6 +70,18 @@ def test_every_row_has_a_recipe_and_a_name_of_its_own():
     assert all(r.start is None or r.start in RECIPES for r in RECIPES.values())
     assert len(SEEDS) == 5 and BUDGET // SLOT_BYTES > 100
 
+
+def test_every_rule_is_measured_on_fresh_clips():
+    code = """if True:
+        from stremn.experiments.vos import FRESH, STUDIES
+        from stremn.memory.rules import all_rules
+        for n in FRESH:
+            rows = [r.name for s in (f"forgetting-{n}", f"zoo-{n}") for r in STUDIES[s]]
+            assert len(rows)==len(set(rows)), rows
+            assert set(rows)-{"unbounded", "oracle"}==set(all_rules()), rows
+    """                                                # a fresh process: no rule of another test
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode==0, done.stderr
 
 def test_the_base_never_drops_a_frame_and_knows_no_rule():
     base = RECIPES["base"].training

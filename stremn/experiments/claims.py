@@ -129,11 +129,13 @@ def forgetting_claims(
         says = "and better than the queue by .12"
         tested = f"J, coverage_object − oldest > .12; {n:,} frames"
         out.append(Claim(says, tested, gap, verdict(gap, .12), page))
-    for n in FRESH:
-        gap = difference(rows[n], this, "diversity_object")
-        tested = f"J, coverage_object − diversity_object; {n:,} frames"
-        says = "coverage beats diversity on the same pixels"
-        out.append(Claim(says, tested, gap, verdict(gap), page))
+    others = {"diversity_object":"diversity on the same pixels", "readmem":"READMem's criterion",
+              "even":"frames evenly spaced in time"}
+    for rival,what in others.items():
+        for n in FRESH:
+            gap = difference(rows[n], this, rival)
+            tested = f"J, coverage_object − {rival}; {n:,} frames"
+            out.append(Claim(f"coverage beats {what}", tested, gap, verdict(gap), page))
     return out
 
 # %% ../../nbs/library/87_experiments.claims.ipynb #1260645f
