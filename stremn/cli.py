@@ -608,9 +608,9 @@ class Table:
     """Print a table as measured here; with --run, train and measure what it lacks.
 
     Example: stremn table 1 --run"""
-    name:tyro.conf.Positional[Literal["1", "2", "3", "5", "6", "long"]]
+    name:tyro.conf.Positional[Literal["1", "2", "3", "5", "6", "long", "forgetting", "zoo"]]
     """Table of the paper (3: policies of the small network on real video; 5: predictors on synthetic and real clips),
-    or long: 1,000-frame videos."""
+    long: 1,000-frame videos, forgetting: rules on fresh clips, or zoo: rules of other systems on some of them."""
     run_missing:Annotated[Flag, tyro.conf.arg(name="run")] = False
     "Train and measure what has no record; takes hours for all tables, may be stopped and started."
     out:Annotated[Path|None, tyro.conf.arg(metavar="DIR")] = None
@@ -790,6 +790,32 @@ class Diagnose:
         with no_traces(self.out): files = save_timelines(found, self.out)
         print(f"\n{len(files)} timelines in {self.out}")
 
+# %% ../nbs/library/90_cli.ipynb #d1a90052
+@dataclass
+class Leaderboard:
+    """Compare all rules of forgetting: J on fresh clips, what they keep, bytes, and microseconds a decision.
+
+    Example: stremn leaderboard"""
+    run_missing:Annotated[Flag, tyro.conf.arg(name="run")] = False
+    "Measure what has no record, with vos-tiny; takes about three hours on one core, may be stopped and started."
+    out:Annotated[Path|None, tyro.conf.arg(metavar="DIR")] = None
+    "Folder of the records; the default is the one this copy came with."
+    quiet:Flag = False
+    "No progress bar."
+
+    @property
+    def computes(self)->bool:
+        "Printing needs no computing."
+        return self.run_missing
+
+    def run(self)->None:
+        "Measure what is missing if asked to, then print."
+        from stremn.experiments.leaderboard import leaderboard, run_leaderboard
+        from stremn.experiments.tables import stored_records
+        out = self.out or stored_records()
+        if self.run_missing: run_leaderboard(out, not self.quiet)
+        print(leaderboard(out))
+
 # %% ../nbs/library/90_cli.ipynb #7c0ade65
 _as = tyro.conf.subcommand
 Command = Annotated[Segment, _as("segment")] | Annotated[Evaluate, _as("evaluate")] | \
@@ -797,7 +823,7 @@ Command = Annotated[Segment, _as("segment")] | Annotated[Evaluate, _as("evaluate
     Annotated[Data, _as("data")] | Annotated[Models, _as("models")] | \
     Annotated[Table, _as("table")] | \
     Annotated[Reproduce, _as("reproduce")] | Annotated[Bench, _as("bench")] | \
-    Annotated[Diagnose, _as("diagnose")]
+    Annotated[Diagnose, _as("diagnose")] | Annotated[Leaderboard, _as("leaderboard")]
 
 def parse(
     words:Sequence[str], # Of the command line

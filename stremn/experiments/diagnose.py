@@ -152,14 +152,14 @@ def true_templates(
     model:VOSModel, # Network
     frames:Tensor,  # (T,3,H,W) of one clip
     labels:Tensor,  # (T,H,W) 1 where the target is
-)->tuple[Tensor,Tensor,Tensor]: # (T,Dk,h,w) keys; (T,Du,h,w) update keys; (T,2,h,w) masks at the grid
+)->Template:     # Of T rows, with masks
     "Each frame by itself, with its true mask."
     encoded = model.segment((), frames)[1]
     masks = pad_to(one_hot_objects(labels, [1]), model.pad_multiple)[0].to(frames.dtype)
     planes = mask_planes(masks, [1])[0]                                          # (T,2,H',W')
     rows = torch.arange(len(frames), device=frames.device)
     found = object_templates(model, encoded, planes, rows)
-    return found.key, found.update, masks_at_grid(planes[:,:1], found.key.shape[-2:])
+    return found._replace(mask=masks_at_grid(planes[:,:1], found.key.shape[-2:]))
 
 # %% ../../nbs/library/85_experiments.diagnose.ipynb #44a42d12
 @torch.no_grad()
@@ -191,8 +191,9 @@ def cached_templates(
     parts = []
     with evaluating(model):
         for frames,labels in zip(b.frames, b.labels):
-            pieces = [true_templates(model, *x)
-                      for x in zip(frames.split(chunk), labels.split(chunk))]
+            made = [true_templates(model, *x)
+                    for x in zip(frames.split(chunk), labels.split(chunk))]
+            pieces = [(x.key, x.update, x.mask) for x in made]
             parts.append([torch.cat(x) for x in zip(*pieces)])
     return CachedTemplates(model, tuple(clips), *(torch.stack(x) for x in zip(*parts)))
 
