@@ -608,9 +608,11 @@ class Table:
     """Print a table as measured here; with --run, train and measure what it lacks.
 
     Example: stremn table 1 --run"""
-    name:tyro.conf.Positional[Literal["1", "2", "3", "5", "6", "long", "forgetting", "zoo"]]
+    name:tyro.conf.Positional[
+        Literal["1", "2", "3", "5", "6", "long", "forgetting", "zoo", "choice"]]
     """Table of the paper (3: policies of the small network on real video; 5: predictors on synthetic and real clips),
-    long: 1,000-frame videos, forgetting: rules on fresh clips, or zoo: rules of other systems on some of them."""
+    long: 1,000-frame videos, forgetting: rules on fresh clips, zoo: rules of other systems on some of them,
+    or choice: what the default policies are chosen by."""
     run_missing:Annotated[Flag, tyro.conf.arg(name="run")] = False
     "Train and measure what has no record; takes hours for all tables, may be stopped and started."
     out:Annotated[Path|None, tyro.conf.arg(metavar="DIR")] = None

@@ -6,7 +6,7 @@ from refusals import refused
 
 from stremn import cli
 from stremn.data.chameleon import chameleon
-from stremn.experiments.leaderboard import LEADERS, decision_cost, leader_rows, leaderboard, measure_rule
+from stremn.experiments.leaderboard import LEADERS, chosen, decision_cost, leader_rows, leaderboard, measure_rule
 from stremn.experiments.measure import ChameleonEval
 from stremn.experiments.vos import HOLDERS
 from stremn.memory.rules import all_rules
@@ -93,3 +93,17 @@ def test_the_command_prints_it(tmp_path, capsys):
     keep(tmp_path, "zoo-60", "lru", [0.5, 0.6])
     assert cli.main(["leaderboard", "--out", str(tmp_path)]) in (None, 0)
     assert "| lru | **0.550** |" in capsys.readouterr().out
+
+
+def test_the_default_is_good_enough_on_video_and_best_on_long_clips(tmp_path):
+    video = {"oldest": (0.90, 0.91), "learned": (0.88, 0.9049), "diversity": (0.91, 0.90),
+             "coverage_object": (0.88, 0.906), "diversity_object": (0.88, 0.904)}
+    clips = {"oldest": (0.4, 0.3), "learned": (0.9, 0.9), "diversity": (0.5, 0.4),
+             "coverage_object": (0.6, 0.65), "diversity_object": (0.8, 0.8)}
+    for study, metric, scores in (("choice-video", "JF", video), ("choice-clips", "J", clips)):
+        for rule, both in scores.items():
+            for n, value in zip((1, 5), both):
+                keep(tmp_path, study, f"{rule}-every{n}", [], **{metric: value})
+    assert chosen(tmp_path) == {"vos-small": ("coverage_object", 5), "vos-tiny": ("coverage_object", 5)}
+    (tmp_path / "choice-clips" / "oldest-every5-s0.json").unlink()
+    assert chosen(tmp_path) == {}
