@@ -24,7 +24,7 @@ env: .venv/.stamp ## make or refresh .venv
 	@touch $@
 
 test: .venv/.stamp ## contracts (notebooks clean, export and README in sync, ruff), every notebook, every test
-	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest -n $(WORKERS) --dist worksteal
+	@PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest -n $(WORKERS) --dist worksteal
 
 lint: .venv/.stamp ## ruff over notebooks, tests and tools
 	@$(PY) -m ruff check nbs tests setup.py .ci

@@ -83,7 +83,8 @@ class SegmentOptions:
     """Rule that picks the slot to replace: oldest, newest, random, reservoir, first_last, most_similar, learned,
     lfu, ucb or diversity; coverage, coverage_object, coverage_learned, diversity_object, cutie, stride, frozen,
     spaced, even, xmem, h2o, lru, clock, s4lru, lrb, readmem, leverage, keydiff, adjacent, random_half, sam3, samurai,
-    sam2long, qdmn or dam4sam; module:function, for a rule in a file of your own; or the weights' own."""
+    sam2long, qdmn or dam4sam; module:function, for a rule in a file of your own; or default, the weights' own
+    (vos-small: diversity_object on every fifth frame)."""
     slots:Count = "default"
     "Number of memory slots; 'all' never forgets and grows with the video; or the weights' own."
     device:Literal["auto", "cpu", "cuda"] = "auto"

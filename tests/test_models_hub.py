@@ -5,6 +5,7 @@ import os
 import pickle
 import stat
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,9 +14,10 @@ from safetensors.torch import save_file
 
 from stremn.config import _restore, from_json, to_json
 from stremn.core import StremnError, make_generator
+from stremn.experiments.leaderboard import chosen
 from stremn.memory.bank import BankConfig
 from stremn.models import hub
-from stremn.models.hub import available, find_weights, load, read_file, save_weights
+from stremn.models.hub import DEFAULT_POLICIES, available, find_weights, load, read_file, save_weights
 from stremn.models.vos import VOSConfig, VOSModel
 
 CONFIG = VOSConfig(widths=(4, 6), decoder_width=4, bank=replace(
@@ -231,6 +233,21 @@ def test_shipped_weights_load_and_say_where_they_come_from():
         assert isinstance(model.card, dict) and model.card and all(p.isfinite().all() for p in model.parameters())
         with safe_open(hub.FOLDER / f"{name}.safetensors", "pt") as f:
             assert f.metadata()["task"] in hub.TASKS
+
+
+@pytest.mark.parametrize("name", ["vos-tiny", "vos-small"])
+def test_a_shipped_network_has_a_default_and_keeps_the_paper_s_rule(name, tmp_path):
+    model = load(name)
+    rule, every = DEFAULT_POLICIES[name]
+    assert model.default_policy == replace(model.bank.policy, rule=rule, every=every)
+    assert model.bank.policy.rule == "learned" and model.bank.policy.every == 1
+    copy = load(save_weights(model, tmp_path / f"{name}.safetensors", model.card))
+    assert copy.default_policy is None and copy.bank.policy == model.bank.policy
+
+
+def test_the_defaults_are_those_that_the_criterion_chose():
+    root = Path(__file__).resolve().parents[1] / "nbs" / "results" / "records"
+    assert chosen(root) == DEFAULT_POLICIES
 
 
 def test_a_field_of_several_types_takes_the_first_that_fits(tmp_path):

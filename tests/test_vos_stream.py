@@ -23,6 +23,7 @@ from stremn.memory.bank import UpdatePolicy
 from stremn.memory.rules import RULES, Rule, newest, pick
 from stremn.models.hub import load
 from stremn.models.vos import VOSConfig, VOSModel
+from stremn.models.vos_baselines import with_baseline_memory
 from stremn.vos.multiscale import multi_scale
 from stremn.vos.multiscale import TestTimeConfig as TimeConfig
 from stremn.vos.stream import (
@@ -657,3 +658,24 @@ def test_the_default_is_the_shipped_network_for_real_video(clip):
 def test_a_network_that_is_handed_over_stays_where_it_is_unless_a_device_is_named():
     model = network()
     assert VideoSegmenter(model).device == VideoSegmenter(model, device="cpu").device == torch.device("cpu")
+
+
+# ---- the default policy --------------------------------------------------------------------------------------------
+
+def test_the_default_counts_only_where_nobody_says_how_to_forget():
+    tiny = load("vos-tiny")
+    default, own = replace(tiny.default_policy, noise="never"), replace(tiny.bank.policy, noise="never")
+    assert default != own
+    assert VideoSegmenter(tiny).policy == VideoSegmenter("vos-tiny").policy == default
+    assert VideoSegmenter(tiny, slots=3).policy == replace(default, slots=3)
+    assert VideoSegmenter(tiny, "oldest").policy == replace(own, rule="oldest")
+    assert VideoSegmenter(tiny, own).policy == own
+    assert VideoSegmenter(network()).policy.rule == network().bank.policy.rule
+
+
+def test_another_bank_forgets_in_its_own_way():
+    tiny = load("vos-tiny")
+    for name in ("stm", "stcn"):
+        stream = VideoSegmenter(with_baseline_memory(tiny, name))
+        assert stream.policy == replace(stream.model.bank.policy, noise="never")
+    assert tiny.default_policy is not None

@@ -25,7 +25,7 @@ from stremn.experiments.measure import (
 )
 from ..memory.fusion import FusionConfig, with_fusion
 from ..memory.rules import RULES
-from ..models.hub import header_field, load, read_file
+from ..models.hub import DEFAULT_POLICIES, header_field, load, read_file
 from ..models.presets import small_vos
 from ..models.vos import VOSConfig, VOSModel
 from ..results import Record
@@ -317,7 +317,9 @@ def video_studies()->dict[str,tuple[Row,...]]: # study -> rows
         t = VideoEval(data=data)
         policies = [UNBOUNDED, *RULES, *COVERAGE]
         published = ("stm", "stm_first_last", "stcn")
-        rows = {"":{p:replace(t, policy=p) for p in policies},
+        rule,every = DEFAULT_POLICIES["vos-small"]
+        own = {"default":replace(t, policy=rule, every=every)}
+        rows = {"":{p:replace(t, policy=p) for p in policies} | own,
                 "-looks":{name:replace(t, test_time=how) for name,how in TEST_TIME_ROWS.items()},
                 "-peers":{p:replace(t, policy=p) for p in published}}
         for part,tests in rows.items():

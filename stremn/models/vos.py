@@ -270,6 +270,7 @@ class VOSModel(nn.Module):
     Attributes:
         pad_multiple: frames are padded inside until both sides are a multiple of this.
         feature_stride: pixels of a frame for each pixel of the map that the memory stores.
+        default_policy: how a stream forgets where nobody says; None: as the bank was trained.
 
     Raises:
         StremnError: from `step`, `segment` and `memorize`, when frame, masks and memories do not
@@ -281,6 +282,8 @@ class VOSModel(nn.Module):
         >>> _, memories = model.step((), frames[:,0], 0, masks)
         >>> logits, memories = model.step(memories, frames[:,1], 1)  # (V,O+1,H,W), background first
     """
+    default_policy:UpdatePolicy|None = None # Set by `load` for shipped weights
+
     def __init__(self,
         config:VOSConfig=VOSConfig(), # Sizes and choices
     ):

@@ -141,7 +141,7 @@ def with_bank(
 
     Returns:
         A `VOSModel` that shares the weights of encoders and decoder with `model`. Its `config` is
-        that of `model`.
+        that of `model`; where nobody says how to forget, the bank's own policy counts.
 
     Example:
         >>> model = stremn.load("vos-small")
@@ -150,6 +150,7 @@ def with_bank(
     """
     other = copy(model)
     other._modules = {**model._modules, "bank":bank}
+    other.default_policy = None                                # the bank forgets in its own way
     return other
 
 # %% ../../nbs/library/41_models.vos_baselines.ipynb #dee88afc

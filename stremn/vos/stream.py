@@ -359,11 +359,13 @@ def drop_object(
     return state._replace(groups=groups, memories=memories, reports=tuple(reports))
 
 def streaming_policy(
-    own:UpdatePolicy,      # The network's
-    policy:str|Rule|Selector|UpdatePolicy|None=None, # What is wanted instead; None: the network's own
+    network:VOSModel,      # Its bank's policy is the one it was trained with
+    policy:str|Rule|Selector|UpdatePolicy|None=None, # What is wanted; None: the network's default
     slots:float|None=None, # K that is wanted instead; None: as the policy says
 )->UpdatePolicy:           # Without the noise of training
     "The policy of a stream."
+    own = network.bank.policy
+    if policy is None: policy = network.default_policy or own
     if not isinstance(policy, UpdatePolicy): policy = own.but(policy)
     policy = policy.but(slots=slots)
     if policy.slots==0:
@@ -387,7 +389,8 @@ class VideoSegmenter:
         model: a network, or what `stremn.load` accepts: a name such as "vos-small" (the default) or
             a file.
         policy: how to forget: a name in `RULES`, a `Rule`, a function, or a whole `UpdatePolicy`;
-            None: as the network was trained.
+            None: the default of a shipped network (`stremn.models.hub.DEFAULT_POLICIES`), else
+            as it was trained. A name changes the rule that it was trained with, nothing else.
         slots: K, from 1 on; `math.inf` never forgets and grows with the video; None: as the policy
             or the network says.
         device: "cpu", "cuda", or "auto": a GPU if there is one, but a network that is handed over
@@ -412,7 +415,7 @@ class VideoSegmenter:
     """
     def __init__(self,
         model:VOSModel|str|Path="vos-small", # Network, or what `stremn.load` accepts
-        policy:str|Rule|Selector|UpdatePolicy|None=None, # How to forget; None: the network's own
+        policy:str|Rule|Selector|UpdatePolicy|None=None, # How to forget; None: the network's default
         slots:float|None=None,         # K; math.inf: never forget; None: the network's own
         device:str|torch.device="auto", # "cpu", "cuda" or "auto"; the network moves there if it is named
         seed:int=0,                    # Of rules that draw at random
@@ -426,7 +429,7 @@ class VideoSegmenter:
         stays = network is model and str(device)=="auto"
         self.model = network if stays else network.to(target)
         self.seed = seed
-        self.policy = streaming_policy(network.bank.policy, policy, slots)
+        self.policy = streaming_policy(network, policy, slots)
         self.test_time = test_time or TestTimeConfig()
         self.reset()
 
