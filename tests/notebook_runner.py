@@ -1,4 +1,4 @@
-"""Notebooks run as `nbdev_test` runs them, each in a process of its own, forked from one that has loaded torch already."""
+"""Notebooks run as `nbdev_test` runs them, each in a process forked from one that has loaded torch already."""
 import multiprocessing
 import os
 from pathlib import Path
