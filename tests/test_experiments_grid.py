@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 from stremn.config import to_json
-from stremn.experiments import diagnose, prediction, trace, vos
+from stremn.experiments import diagnose, leaderboard, prediction, trace, vos
 from stremn.experiments.grid import Row, check_weights, missing, run, up_to_date
 from stremn.models.hub import load
 from stremn.results import Record, load_records, stored_record
@@ -69,6 +69,8 @@ def rows_of(study, records):
         return vos.ingredient_rows(vos.ingredients())
     if study == "diagnosis":
         return diagnose.diagnosis_rows()
+    if study == "decisions":
+        return leaderboard.leader_rows()
     return trace.kept_rows("vos-tiny") if study == "kept-tiny" else None
 
 

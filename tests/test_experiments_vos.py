@@ -15,7 +15,7 @@ from refusals import refused
 from stremn.config import with_new_defaults
 from stremn.data.chameleon import ChameleonConfig, chameleon_batch
 from stremn.experiments.grid import Row, run, up_to_date
-from stremn.experiments.measure import ChameleonEval
+from stremn.experiments.measure import ChameleonEval, VideoEval
 from stremn.experiments.vos import (
     ALONE,
     BUDGET,
@@ -38,6 +38,7 @@ from stremn.experiments.vos import (
 )
 from stremn.images import to_pixels, write_mask
 from stremn.memory.fusion import FusionConfig
+from stremn.models.hub import DEFAULT_POLICIES
 from stremn.models.vos import VOSModel
 from stremn.results import Record
 from stremn.train.loop import FitConfig, Recipe
@@ -177,9 +178,16 @@ def test_a_fusion_network_is_trained_and_measured_again(one_thread, tmp_path):
 def test_rows_on_real_video_differ_in_one_thing():
     for videos, data in TEST_VIDEOS.items():
         for part, field in (("", "policy"), ("-looks", "test_time"), ("-peers", "policy")):
-            tests = [row.test for row in VIDEO_STUDIES[f"real-{videos}{part}"]]
+            tests = [row.test for row in VIDEO_STUDIES[f"real-{videos}{part}"] if row.name != "default"]
             assert {t.data for t in tests} == {data} and len({getattr(t, field) for t in tests}) == len(tests)
             assert len({replace(t, **{field: None}) for t in tests}) == 1
+
+
+def test_the_default_of_the_shipped_network_has_a_row():
+    rule, every = DEFAULT_POLICIES["vos-small"]
+    for videos, data in TEST_VIDEOS.items():
+        (row,) = [row for row in VIDEO_STUDIES[f"real-{videos}"] if row.name == "default"]
+        assert row.test == VideoEval(data=data, policy=rule, every=every)
 
 
 def test_videos_that_are_not_there_are_refused(tmp_path):

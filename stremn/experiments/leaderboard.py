@@ -22,7 +22,8 @@ from stremn.experiments.diagnose import (
 )
 from .grid import Row, run
 from stremn.experiments.measure import (
-    BELADY, UNBOUNDED, ChameleonEval, evaluating, policy_for, rule_for, shared_clips, true_modes,
+    BELADY, UNBOUNDED, ChameleonEval, evaluating, policy_for, rule_for, shared_clips, trained_how,
+    true_modes,
 )
 from .tables import run_missing
 from stremn.experiments.vos import (
@@ -135,8 +136,9 @@ def measure_rule(
     seconds,held = decision_cost(model, clips[0], c.policy, c.slots, latest=c.latest)
     means = {m:sum(v.values())/len(v) for m,v in found.items() if v}
     costs = {"microseconds":1e6*seconds, "bytes":held}
-    return Record(row.name, means | costs, to_json(c), seed, time.perf_counter()-began,
-                  clips=found, device=device_name("cpu"))
+    config = to_json(c) | {"training":trained_how(model)}
+    return Record(row.name, means | costs, config, seed, time.perf_counter()-began, clips=found,
+                  device=device_name(next(model.parameters()).device))
 
 # %% ../../nbs/library/89_experiments.leaderboard.ipynb #89000012
 def scores_of(
