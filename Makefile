@@ -23,6 +23,7 @@ env: .venv/.stamp ## make or refresh .venv
 	  || { echo "uv could not install; trying pip, which may read other indexes"; $(PY) -m pip install -q $(CONSTRAINTS) -e '.[dev]'; }
 	@touch $@
 
+# Where PYTHONDONTWRITEBYTECODE is set, every process of the tests would compile torch again.
 test: .venv/.stamp ## contracts (notebooks clean, export and README in sync, ruff), every notebook, every test
 	@PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest -n $(WORKERS) --dist worksteal
 

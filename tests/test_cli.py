@@ -5,7 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import get_args, get_type_hints
 
 import av
 import numpy as np
@@ -19,7 +19,7 @@ from stremn import cli
 from stremn.train.loop import Recipe
 from stremn.vos import train as vos_train
 from stremn.experiments.prediction import NETWORKS
-from stremn.experiments.tables import stored_records
+from stremn.experiments.tables import TABLES, stored_records
 from stremn.results import Record
 from stremn.core import StremnError
 from stremn.data.chameleon import ChameleonConfig, chameleon
@@ -168,6 +168,12 @@ def test_reproduce_ends_in_a_report(work, capsys):
     stored = Record.load(stored_records() / "t1-swapped" / "first_last-s0.json")
     assert found.clips["J"] == pytest.approx(stored.clips["J"], abs=2e-3)     # other threads, other rounding
     assert "| first_last |" in (work / "again" / "report.md").read_text()
+
+
+def test_every_table_is_known_by_name():
+    "The command line lists them itself: it knows no study before it runs one."
+    (names,) = get_args(get_type_hints(cli.Table, include_extras=True)["name"])[:1]
+    assert list(get_args(names)) == list(TABLES)
 
 
 def test_table_prints_what_is_stored_and_says_what_is_not(work, capsys):

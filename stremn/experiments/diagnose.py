@@ -7,7 +7,7 @@ __all__ = ['ROLES', 'DIAGNOSE_POLICIES', 'HIDDEN', 'KEY', 'PLAIN_KEY', 'DIAGNOSE
            'CachedTemplates', 'cached_templates', 'simulate', 'return_hits', 'modes_known', 'Costs', 'eviction_costs',
            'regret', 'ClipDiagnosis', 'diagnose_clip', 'diagnosis_report', 'draw_diagnosis', 'open_for_diagnosis',
            'diagnose_source', 'save_timelines', 'diagnosis_rows', 'shared_templates', 'diagnosis_metrics',
-           'measure_diagnosis', 'agreement', 'diagnosis_table']
+           'replay_test', 'measure_diagnosis', 'agreement', 'diagnosis_table']
 
 # %% ../../nbs/library/85_experiments.diagnose.ipynb #62b36d94
 import time
@@ -28,7 +28,7 @@ from ..data.vos import VideoFolder, load_clip
 from .grid import Row
 from .levels import enter_policy
 from stremn.experiments.measure import (
-    BELADY, ChameleonEval, check_clips, evaluate_chameleon, evaluating, policy_for, rule_for,
+    BELADY, ChameleonEval, by_clip, check_clips, evaluate_chameleon, evaluating, policy_for, rule_for,
     shared_clips, true_modes,
 )
 from .trace import held_before, modes_of_frames, spearman
@@ -714,13 +714,16 @@ def diagnosis_rows(
     return [Row(p, c.weights, replace(c, policy=p), None, {"study":"diagnosis"}) for p in policies]
 
 @lru_cache(maxsize=1)
-def shared_templates(
-    model:VOSModel,  # Network
-    c:ChameleonEval, # Which clips
-)->tuple[CachedTemplates,float]: # The templates; CPU seconds that they took
-    "Templates, kept for the next row of the same clips."
+def _templates(model:VOSModel, c:ChameleonEval)->tuple[CachedTemplates,float]:
     began = time.process_time()
     return cached_templates(model, shared_clips(c)), time.process_time()-began
+
+def shared_templates(
+    model:VOSModel,  # Network
+    c:ChameleonEval, # Which clips; its policy does not count
+)->tuple[CachedTemplates,float]: # The templates; CPU seconds that they took
+    "Templates, kept for the next row of the same clips."
+    return _templates(model, ChameleonEval(clips=c.clips, first=c.first, upto=c.upto, clip=c.clip))
 
 def diagnosis_metrics(
     frames:Tensor,  # (N,T,K) long, frame in each slot after each step
@@ -731,6 +734,19 @@ def diagnosis_metrics(
     return {"return_hits":return_hits(frames, modes), "modes_known":modes_known(frames, modes),
             "regret":regret(frames, modes, roles).sum(1).double()}
 
+def replay_test(
+    c:ChameleonEval, # Which clips, which policy
+    model:VOSModel,  # Network
+)->tuple[dict,dict,dict]: # Metric -> clip -> value; metric -> mean; CPU seconds
+    "What the policy of a test keeps, without the network in the loop."
+    cache,seconds = shared_templates(model, c)
+    began = time.process_time()
+    roles = {"latest":c.latest, "every":c.every}
+    frames = simulate(cache, c.policy, c.slots, c.seed, **roles)
+    scores = diagnosis_metrics(frames, true_modes(cache.clips), model.bank.policy.but(**roles))
+    took = {"cpu_policy":time.process_time()-began, "cpu_templates":seconds}
+    return *by_clip(scores, cache.clips),took
+
 # %% ../../nbs/library/85_experiments.diagnose.ipynb #703ab850
 def measure_diagnosis(
     row:Row,        # From `diagnosis_rows`
@@ -739,18 +755,9 @@ def measure_diagnosis(
 )->Record:
     "J with the network in the loop, and the diagnosis without it, for `experiments.grid.run`."
     c = row.at(seed)
-    clips = shared_clips(c)
-    record = evaluate_chameleon(c, model, clips, row.name)[0]
-    one = replace(c, policy="", seed=0)                        # the same templates for every row
-    cache,seconds = shared_templates(model, one)
-    began = time.process_time()
-    roles = model.bank.policy.but(latest=c.latest, every=c.every)
-    frames = simulate(cache, c.policy, c.slots, seed, latest=c.latest, every=c.every)
-    each = diagnosis_metrics(frames, true_modes(clips), roles)
-    took = {"cpu_policy":time.process_time()-began, "cpu_templates":seconds}
-    found = {m:{x.name:float(v) for x,v in zip(clips, of) if v==v} for m,of in each.items()}
-    means = {m:sum(v.values())/len(v) for m,v in found.items() if v}
-    return replace(record, metrics=record.metrics | means | took, clips=record.clips | found)
+    record = evaluate_chameleon(c, model, shared_clips(c), row.name)[0]
+    each,means,took = replay_test(c, model)
+    return replace(record, metrics=record.metrics | means | took, clips=record.clips | each)
 
 # %% ../../nbs/library/85_experiments.diagnose.ipynb #39cba6da
 def agreement(

@@ -10,30 +10,31 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 import torch
-from torch import Tensor
 
 from ..core import StremnError, device_name, make_generator
 from ..config import to_json
 from ..data.clips import Clip
+from .claims import rows_of_study
+from .cost import count_bytes
 from stremn.experiments.diagnose import (
-    DIAGNOSIS_EVAL, diagnosis_metrics, shared_templates, simulate, true_templates,
+    DIAGNOSIS_EVAL, replay_test, true_templates,
 )
 from .grid import Row, run
 from stremn.experiments.measure import (
     BELADY, UNBOUNDED, ChameleonEval, evaluating, policy_for, rule_for, shared_clips, trained_how,
-    true_modes,
 )
 from .tables import run_missing
 from stremn.experiments.vos import (
-    CANDIDATES, CLOSEST, COVERAGE, FRESH, HOLDERS, OTHERS, STRIDES,
+    CANDIDATES, CLOSEST, COVERAGE, FRESH, HOLDERS, OTHERS,
 )
 from ..memory.bank import MemoryBank, UpdatePolicy
 from ..memory.rules import RULES, find_rule
 from ..memory.update import Memory, Template
 from ..models.vos import VOSModel
-from ..results import Record, load_records, paired_difference, stored_record
+from ..results import Record, paired_difference, stored_record
 
 # %% ../../nbs/library/89_experiments.leaderboard.ipynb #89000006
 def fill(
@@ -45,21 +46,8 @@ def fill(
     "Write template after template."
     memory = None
     for t in range(len(templates.key)-1):
-        memory = bank.write(memory, row_of(templates, t), t, None, generator, policy)
+        memory = bank.write(memory, templates.rows([t]), t, None, generator, policy)
     return memory
-
-def row_of(
-    templates:Template, # Of T rows
-    t:int,              # Which
-)->Template:            # Of one row
-    "The template of one frame."
-    return Template(*(None if x is None else x[t:t+1] for x in templates))
-
-def size_of(
-    memory:Memory, # Any
-)->int:            # Bytes
-    "What a memory holds, in bytes."
-    return sum(x.nbytes for x in memory if isinstance(x, Tensor))
 
 # %% ../../nbs/library/89_experiments.leaderboard.ipynb #89000007
 @torch.no_grad()
@@ -102,11 +90,12 @@ def decision_cost(
         if not find_rule(how.rule).sees_masks: templates = templates._replace(mask=None)
         memory = fill(model.bank, templates, how, generator)
         last = len(clip.frames)-1
+        newcomer = templates.rows([last])
         for _ in range(rounds):
             began = time.perf_counter()
-            model.bank.choose(memory, row_of(templates, last), last, None, generator, how)
+            model.bank.choose(memory, newcomer, last, None, generator, how)
             took.append(time.perf_counter()-began)
-    return sorted(took)[rounds//2],size_of(memory)
+    return sorted(took)[rounds//2],count_bytes(memory)
 
 # %% ../../nbs/library/89_experiments.leaderboard.ipynb #89000010
 LEADERS = (UNBOUNDED, BELADY, *RULES, *COVERAGE, *CLOSEST, *OTHERS) # All that is compared
@@ -127,17 +116,13 @@ def measure_rule(
 )->Record:
     "What a rule keeps, clip by clip, and what its decisions cost, for `experiments.grid.run`."
     c = row.at(seed)
-    clips,began = shared_clips(c),time.perf_counter()
-    cache = shared_templates(model, replace(c, policy="", latest="", seed=0))[0] # for all rows
-    frames = simulate(cache, c.policy, c.slots, seed, latest=c.latest)
-    roles = model.bank.policy.but(latest=c.latest)
-    each = diagnosis_metrics(frames, true_modes(clips), roles)
-    found = {m:{x.name:float(v) for x,v in zip(clips, of) if v==v} for m,of in each.items()}
-    seconds,held = decision_cost(model, clips[0], c.policy, c.slots, latest=c.latest)
-    means = {m:sum(v.values())/len(v) for m,v in found.items() if v}
+    began = time.perf_counter()
+    each,means,_ = replay_test(c, model)
+    clip = shared_clips(c)[0]
+    seconds,held = decision_cost(model, clip, c.policy, c.slots, latest=c.latest, every=c.every)
     costs = {"microseconds":1e6*seconds, "bytes":held}
     config = to_json(c) | {"training":trained_how(model)}
-    return Record(row.name, means | costs, config, seed, time.perf_counter()-began, clips=found,
+    return Record(row.name, means | costs, config, seed, time.perf_counter()-began, clips=each,
                   device=device_name(next(model.parameters()).device))
 
 # %% ../../nbs/library/89_experiments.leaderboard.ipynb #89000012
@@ -146,17 +131,11 @@ def scores_of(
     frames:int,    # Key of `FRESH`
 )->dict[str,dict[str,float]]: # Rule -> clip -> J, the same clips for all
     "J of the shipped network, on the clips that all rules have."
-    folders = [Path(root)/f"{study}-{frames}" for study in ("forgetting", "zoo")]
-    records = [r for f in folders if f.is_dir() for r in load_records(f) if r.seed==0]
+    studies = [rows_of_study(root, f"{study}-{frames}") for study in ("forgetting", "zoo")]
+    records = [r for rows in studies for runs in rows.values() for r in runs if r.seed==0]
     if not records: return {}
     common = sorted(set.intersection(*(set(r.clips["J"]) for r in records)))
     return {r.name:{clip:r.clips["J"][clip] for clip in common} for r in records}
-
-def mean(
-    scores:dict[str,float], # Clip -> J
-)->float:
-    "Over clips."
-    return sum(scores.values())/len(scores)
 
 def leading(
     scores:dict[str,dict[str,float]], # Rule -> clip -> J
@@ -164,7 +143,7 @@ def leading(
     "The best rule, and those that it does not beat beyond chance."
     rules = [name for name in scores if name not in (UNBOUNDED, BELADY)]
     if not rules: return set()
-    best = max(rules, key=lambda name: mean(scores[name]))
+    best = max(rules, key=lambda name: fmean(scores[name].values()))
     return {name for name in rules if paired_difference(scores[best], scores[name]).lo<=0}
 
 def score_cells(
@@ -175,7 +154,7 @@ def score_cells(
     "J, bold where nothing is better; a dash where nobody has measured."
     cells = []
     for n,scores in columns.items():
-        text = f"{mean(scores[name]):.3f}" if name in scores else "–"
+        text = f"{fmean(scores[name].values()):.3f}" if name in scores else "–"
         cells.append(f"**{text}**" if name in best[n] else text)
     return cells
 
@@ -212,7 +191,7 @@ def leaderboard(
     if not names:
         raise StremnError(f"{root}: expected records of rules, found none; "
                           "stremn leaderboard --run measures them")
-    def place(p): return [-mean(s[p]) if p in s else 1 for s in columns.values()]
+    def place(p): return [-fmean(s[p].values()) if p in s else 1 for s in columns.values()]
     best = {n:leading(scores) for n,scores in columns.items()}
     counts = [len(next(iter(scores.values()), ())) for scores in columns.values()]
     heads = [f"J, {n:,} frames ({k} clips)" for n,k in zip(FRESH, counts)]
@@ -251,13 +230,12 @@ def chosen(
         >>> chosen("nbs/results/records")
         {}
     """
-    pairs = [(p, n) for p in CANDIDATES for n in STRIDES]
-    def score(study, metric):
-        records = {x:stored_record(Path(root)/study, "{}-every{}".format(*x), 0) for x in pairs}
+    def score(study, metric): # (rule, stride) -> score, None where it was not measured
+        records = {x:stored_record(Path(root)/study, row, 0) for row,x in CANDIDATES.items()}
         return {x:r and r.metrics[metric] for x,r in records.items()}
     video,clips = score("choice-video", "JF"),score("choice-clips", "J")
     if None in (*video.values(), *clips.values()): return {}
-    enough = [x for x in pairs if video[x]>=max(video.values())-ENOUGH]
-    rule = max({p for p,_ in enough}, key=lambda p: clips[p,1])
-    def stride(scores): return max(STRIDES, key=lambda n: scores[rule,n])
+    enough = [p for (p,_),value in video.items() if value>=max(video.values())-ENOUGH]
+    rule = max(enough, key=lambda p: clips[p,1])
+    def stride(scores): return max((x for x in scores if x[0]==rule), key=scores.get)[1]
     return {"vos-small":(rule, stride(video)), "vos-tiny":(rule, stride(clips))}

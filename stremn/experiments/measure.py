@@ -234,6 +234,14 @@ def visible_scores(
     shown = torch.stack([(c.masks[1:-1]==1).flatten(1).any(1) for c in clips])
     return visible_mean(scores, shown)
 
+def by_clip(
+    scores:dict[str,Tensor], # Metric -> (N,); NaN where a clip cannot say
+    clips:Sequence[Clip],    # The N clips
+)->tuple[dict[str,dict[str,float]],dict[str,float]]: # Metric -> clip -> score; metric -> mean
+    "Scores of clips as a record wants them, without NaN."
+    each = {m:{clip.name:float(s) for clip,s in zip(clips, of) if s==s} for m,of in scores.items()}
+    return each,{m:sum(of.values())/len(of) for m,of in each.items() if of}
+
 # %% ../../nbs/library/81_experiments.measure.ipynb #e0495e43
 def evaluate_chameleon(
     c:ChameleonEval,             # What to measure
@@ -266,9 +274,8 @@ def evaluate_chameleon(
     began = time.perf_counter()
     scores = frame_scores(model, clips, c.policy, c.slots, c.seed, noise=c.noise,
                           latest=c.latest, every=c.every)
-    each = {m:{clip.name:float(s) for clip,s in zip(clips, of) if s==s}
-            for m,of in (("J", scores.mean(1)), ("J_visible", visible_scores(scores, clips)))}
-    means = {m:sum(of.values())/len(of) for m,of in each.items() if of}
+    both = {"J":scores.mean(1), "J_visible":visible_scores(scores, clips)}
+    each,means = by_clip(both, clips)
     device = device_name(next(model.parameters()).device)
     config = to_json(c) | {"training":trained_how(model)}
     return Record(name or c.policy, means, config, c.seed, time.perf_counter()-began,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TABLE_1', 'RECIPES', 'SLOT_BYTES', 'BUDGET', 'LONG', 'COVERAGE', 'CLOSEST', 'OTHERS', 'HOLDERS', 'FRESH',
-           'CANDIDATES', 'STRIDES', 'SEEDS', 'STUDIES', 'TEST_VIDEOS', 'HELD_OUT', 'TEST_TIME_ROWS', 'VIDEO_STUDIES',
+           'CANDIDATES', 'SEEDS', 'STUDIES', 'TEST_VIDEOS', 'HELD_OUT', 'TEST_TIME_ROWS', 'VIDEO_STUDIES',
            'FusionTraining', 'fusion_recipes', 'recipes', 'FusionTask', 'weights_of', 'network_of', 'measure_chameleon',
            'video_studies', 'study_videos', 'count_videos', 'measure_videos', 'ingredients', 'ingredient_rows',
            'ingredient_network', 'measure_ingredient']
@@ -175,8 +175,9 @@ FRESH = { # Frames -> a test on clips that were looked at once, after the claims
     60:ChameleonEval(clips=200, first=5_000_000),
     300:ChameleonEval(clips=12, first=5_300_000, clip=ChameleonConfig(frames=300)),
     1000:ChameleonEval(clips=4, first=6_000_000, clip=ChameleonConfig(frames=1000))}
-CANDIDATES = ("oldest", "learned", "diversity", "coverage_object", "diversity_object") # For a default
-STRIDES = (1, 5) # Of insertion, tried with each of them
+CANDIDATES = { # Row -> rule and stride of insertion that may become a default
+    f"{p}-every{n}":(p, n) for n in (1, 5)
+    for p in ("oldest", "learned", "diversity", "coverage_object", "diversity_object")}
 SEEDS = range(5)
 
 # %% ../../nbs/library/82_experiments.vos.ipynb #25cf0e4c
@@ -256,9 +257,9 @@ def zoo_rows()->dict[str,list[Row]]: # study -> rows
 def candidate_rows()->dict[str,list[Row]]: # study -> rows
     "Rules and strides that may become the default, on long clips that serve for choosing alone."
     t = ChameleonEval(clips=8, first=3_200_000, clip=ChameleonConfig(frames=300))
-    tests = {f"{p}-every{n}":replace(t, policy=p, every=n) for p in CANDIDATES for n in STRIDES}
     study = "choice-clips"
-    return {study:[chameleon_row(study, name, "mixed", test) for name,test in tests.items()]}
+    return {study:[chameleon_row(study, name, "mixed", replace(t, policy=p, every=n))
+                   for name,(p,n) in CANDIDATES.items()]}
 
 # %% ../../nbs/library/82_experiments.vos.ipynb #25cf0e4e
 STUDIES = (rule_rows() | slot_rows() | fusion_rows() | long_rows()
@@ -325,8 +326,8 @@ def video_studies()->dict[str,tuple[Row,...]]: # study -> rows
         for part,tests in rows.items():
             found[f"real-{videos}{part}"] = tuple(Row(n, "vos-small", x) for n,x in tests.items())
     held = VideoEval(data=HELD_OUT)
-    tests = {f"{p}-every{n}":replace(held, policy=p, every=n) for p in CANDIDATES for n in STRIDES}
-    found["choice-video"] = tuple(Row(n, "vos-small", x) for n,x in tests.items())
+    found["choice-video"] = tuple(Row(name, "vos-small", replace(held, policy=p, every=n))
+                                  for name,(p,n) in CANDIDATES.items())
     return found
 
 VIDEO_STUDIES = video_studies()

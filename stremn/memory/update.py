@@ -33,6 +33,13 @@ class Template(NamedTuple):
     update:Tensor # (B,Du,H,W) what Eq. 1 compares, $U$
     mask:Tensor|None=None # (B,2,H,W) the object's probability p in each cell: mean of p, mean of p*p
 
+    def rows(self,
+        rows:Tensor|list[int], # Which of the B rows
+    )->"Template":             # Of those rows, in that order
+        "The templates of some videos, objects or frames."
+        kept: list[Any] = [None if x is None else x[rows] for x in self]
+        return Template(*kept)
+
 # %% ../../nbs/lessons/06_memory.update.ipynb #4daddade
 class Memory(NamedTuple):
     """n filled slots and the frame each one came from; a write returns a new one.

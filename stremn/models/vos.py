@@ -253,7 +253,7 @@ def choose_without_padding(
     place = votes.flatten().cumsum(0).sub(1).view_as(votes)                        # (V,O) which of the N a row is
     first = place.gather(1, votes.int().argmax(1, keepdim=True))                   # (V,1) the first voter of each video
     among = memory.rows(rows)
-    voters = Template(*(None if x is None else x[rows] for x in template))
+    voters = template.rows(rows)
     decision = bank.choose(among, voters, t, group[rows], generator, policy)
     index = torch.where(votes, place, first).flatten()                             # (V*O,)
     return Decision(*(x[index] if torch.is_tensor(x) else x for x in decision))
