@@ -28,8 +28,8 @@ from ..data.vos import VideoFolder, load_clip
 from .grid import Row
 from .levels import enter_policy
 from stremn.experiments.measure import (
-    BELADY, ChameleonEval, by_clip, check_clips, evaluate_chameleon, evaluating, policy_for, rule_for,
-    shared_clips, true_modes,
+    BELADY, ChameleonEval, by_clip, check_clips, evaluate_chameleon, evaluating, policy_for,
+    rule_for, shared_clips, true_modes,
 )
 from .trace import held_before, modes_of_frames, spearman
 from ..memory.bank import UpdatePolicy
