@@ -619,7 +619,7 @@ class Table(Printed):
 
     Example: stremn table 1 --run"""
     name:tyro.conf.Positional[
-        Literal["1", "2", "3", "5", "6", "long", "forgetting", "zoo", "choice"]]
+        Literal["1", "2", "3", "5", "6", "long", "forgetting", "zoo", "choice", "training"]]
     """Table of the paper (3: policies of the small network on real video; 5: predictors on synthetic and real clips),
     long: 1,000-frame videos, forgetting: rules on fresh clips, zoo: rules of other systems on some of them,
     or choice: what the default policies are chosen by."""

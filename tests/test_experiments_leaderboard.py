@@ -64,7 +64,8 @@ def test_an_empty_folder_names_the_way_out(tmp_path):
 def test_every_rule_is_a_row_and_holders_hold():
     rows = leader_rows()
     assert len(rows) == len({r.name for r in rows}) == len(LEADERS)
-    assert set(LEADERS) >= {n for n in all_rules() if ":" not in n}
+    own = {"coverage_gated"}                               # needs update keys of its own, with a gate
+    assert set(LEADERS) >= {n for n in all_rules() if ":" not in n} - own
     assert {r.name for r in rows if r.test.latest == "held"} == set(HOLDERS)
 
 

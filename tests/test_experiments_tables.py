@@ -33,7 +33,7 @@ def test_a_table_is_printed_as_ever_to_the_byte(name, capsys):
 
 
 def test_every_study_is_in_one_table_and_has_its_reference():
-    assert list(TABLES) == ["1", "2", "3", "5", "6", "long", "forgetting", "zoo", "choice"]
+    assert list(TABLES) == ["1", "2", "3", "5", "6", "long", "forgetting", "zoo", "choice", "training"]
     names = [study.name for studies in TABLES.values() for study in studies]
     assert len(set(names)) == len(names) and "t6-smoke" not in names          # which tests the machinery
     for studies in TABLES.values():
@@ -81,5 +81,5 @@ def test_what_is_missing_is_measured_study_by_study(tmp_path, monkeypatch):
 
 def test_a_table_without_records_or_videos_is_refused(tmp_path):
     refused(["t2-slots: expected records, found none", "--run"], print_table, "2", tmp_path)
-    refused("table: expected one of 1, 2, 3, 5, 6, long, forgetting, zoo, choice, found '4'", table_text, "4", tmp_path)
+    refused("table: expected one of 1, 2, 3, 5, 6, long, forgetting, zoo, choice, training, found '4'", table_text, "4", tmp_path)
     refused("davis2016 or DAVIS", run_missing, "3", tmp_path, "runs", tmp_path)

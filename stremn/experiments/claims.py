@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RIVALS', 'SAME', 'Claim', 'rows_of_study', 'difference', 'beats_all', 'equal', 'rule_claims', 'slot_claims',
-           'forgetting_claims', 'fusion_claims', 'table_claims', 'with_shares', 'memory_claims', 'cost_claims',
-           'count_runs', 'wider_claims', 'claims_table', 'all_claims', 'reproduce']
+           'forgetting_claims', 'training_claims', 'fusion_claims', 'table_claims', 'with_shares', 'memory_claims',
+           'cost_claims', 'count_runs', 'wider_claims', 'claims_table', 'all_claims', 'reproduce']
 
 # %% ../../nbs/library/87_experiments.claims.ipynb #bf1fb8b5
 import time
@@ -136,6 +136,32 @@ def forgetting_claims(
             gap = difference(rows[n], this, rival)
             tested = f"J, coverage_object − {rival}; {n:,} frames"
             out.append(Claim(f"coverage beats {what}", tested, gap, verdict(gap), page))
+    return out
+
+# %% ../../nbs/library/87_experiments.claims.ipynb #a15c0e05
+def training_claims(
+    root:Path|str, # Folder of the records of all studies
+)->list[Claim]:
+    "Does learning add to a rule, and does it save the paper's form?"
+    page = "results/t_forgetting.ipynb"
+    out = []
+    for n in FRESH:
+        rows = rows_of_study(root, f"forgetting-{n}")
+        same = ("coverage_object", "diversity_object")
+        rival,gap,word = beats_all(rows, "trained_turned", same, margin=SAME)
+        tested = f"J, trained_turned − {rival or 'the better of two'} > .01; {n:,} frames"
+        says = "a trained score beats every rule that sees the same pixels by .01"
+        out.append(Claim(says, tested, gap, word, page))
+        pairs = {"training adds to where it began":("trained_turned", "untrained_turned"),
+                 "thousands of evictions improve the paper's score":("trained_paper", "learned")}
+        for says,(this,that) in pairs.items():
+            gap = difference(rows, this, that)
+            tested = f"J, {this} − {that}; {n:,} frames"
+            out.append(Claim(says, tested, gap, verdict(gap), page))
+        rival,gap,word = beats_all(rows, "trained_paper")
+        tested = f"J, trained_paper − {rival or 'closest rule'}; {n:,} frames"
+        says = "trained that long, the paper's score beats rules A–F (Table 1)"
+        out.append(Claim(says, tested, gap, word, page))
     return out
 
 # %% ../../nbs/library/87_experiments.claims.ipynb #1260645f

@@ -33,7 +33,7 @@ from stremn.experiments.measure import (
 )
 from .trace import held_before, modes_of_frames, spearman
 from ..memory.bank import UpdatePolicy
-from ..memory.coverage import match_both_ways, weighted_pixels
+from ..memory.coverage import apply_gate, match_both_ways, weighted_pixels
 from ..memory.rules import Comparison, Matching, Request, Rule, Selector, find_rule
 from ..memory.update import Template
 from ..models.hub import load
@@ -136,7 +136,9 @@ class CachedTemplates:
         "All pairs of some frames, compared as a rule wants it."
         if how not in self.tables:
             maps = self.updates if how.keys=="update" else self.keys
-            self.tables[how] = PairTable(maps, self.masks[:,:,0] if how.weighted else None)
+            weights = self.masks[:,:,0] if how.weighted else None
+            if how.gated: maps,weights = apply_gate(maps, weights)
+            self.tables[how] = PairTable(maps, weights)
         return self.tables[how](clip, frames)
 
     def template(self,
@@ -217,10 +219,11 @@ def looked_up(
         def appearance(): return means("read")[:,-1,:-1]
         def pairs(): return (means("read")+means("read").mT)/2
         def compare(f):
-            matches = None if how is None else cache.matches(how, clip, seen)
-            masks = None
+            masks = matches = weights = None
+            if how is not None: matches = cache.matches(how, clip, seen)
+            if how is not None and how.gated: weights = matches.diagonal(0, 1, 2).mT
             if rule.sees_masks: masks = cache.masks[clip[:,None],seen].flatten(3)
-            return f(Comparison(matches, masks, weighted))
+            return f(Comparison(matches, masks, weighted, weights))
         ask = r._replace(learned=learned, appearance=appearance, pairs=pairs)
         if rule.sees_masks or how is not None: ask = ask._replace(compare=compare)
         return rule.select(ask)

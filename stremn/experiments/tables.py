@@ -44,7 +44,8 @@ TABLES = {
     "long":(_vos("long"),),
     "forgetting":tuple(_vos(f"forgetting-{n}", "learned") for n in vos.FRESH),
     "zoo":tuple(_vos(f"zoo-{n}", "cutie") for n in vos.FRESH),
-    "choice":(_video("choice-video", "oldest-every1"), _vos("choice-clips", "oldest-every1"))}
+    "choice":(_video("choice-video", "oldest-every1"), _vos("choice-clips", "oldest-every1")),
+    "training":(_vos("choice-trained", "forget-turned-untrained"),)}
 
 # %% ../../nbs/library/88_experiments.tables.ipynb #9dab905d
 def stored_records()->Path: # nbs/results/records of a checkout; else `results` in the current folder

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..core import StremnError
 from .read import affinity, read
-from .coverage import all_matches, follow_slots, weighted_pixels
+from .coverage import all_matches, apply_gate, follow_slots, weighted_pixels
 from .rules import Comparison, Matching, Request, Rule, Selector, find_rule
 from .similarity import best_match_similarity
 from .update import Memory, Template, append, update_usage, write
@@ -339,7 +339,7 @@ def compare_frames(
     rule:Rule,         # Says what is compared
 )->Comparison:         # Of n+1 frames, the newcomer last
     "Compare all frames as a rule asks; what the memory knows already is not computed again."
-    masks = matches = None
+    masks = matches = weights = None
     how = rule.matching
     if rule.sees_masks:
         if memory.masks is None or template.mask is None:
@@ -350,12 +350,14 @@ def compare_frames(
         old,new = memory.keys,template.key
         if how.keys=="update": old,new = memory.updates,template.update
         maps = torch.cat([old, new[:,None]], 1)                              # (B,n+1,.,H,W)
-        weights = masks[:,:,0] if how.weighted and masks is not None else None
+        if how.weighted and masks is not None: weights = masks[:,:,0]
+        if how.gated and weights is not None: maps,weights = apply_gate(maps, weights)
         pixels = weighted_pixels(maps, weights)
         keep = memory.matching==how and not pixels.requires_grad
         matches = all_matches(pixels, memory.matches if keep else None)
     flat = None if masks is None else masks.flatten(3)                       # (B,n+1,2,P)
-    return Comparison(matches, flat, how is not None and how.weighted)
+    counts = None if weights is None else weights.flatten(2)                 # (B,n+1,P)
+    return Comparison(matches, flat, how is not None and how.weighted, counts)
 
 # %% ../../nbs/lessons/07_memory.bank.ipynb #de8b81e8
 def choose_slot(

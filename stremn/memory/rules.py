@@ -29,19 +29,23 @@ class Matching:
     Args:
         keys: "read", the keys the memory is read with, or "update", the learned ones of Eq. 1.
         weighted: weigh both pixels of a pair by the object's probability there.
+        gated: the last channel of the maps is not compared; its sigmoid multiplies those weights.
 
     Raises:
-        StremnError: for another word.
+        StremnError: for another word, and for a gate without weights.
 
     Example:
         >>> Rule(coverage, needs_masks=True, matching=Matching("update", weighted=True))
     """
     keys:str="read"     # "read" or "update"
     weighted:bool=False # Weigh pixels by the object's probability, on both sides?
+    gated:bool=False    # Does the last channel say how much of that weight counts?
 
     def __post_init__(self):
         if self.keys not in ("read", "update"):
             raise StremnError(f"keys: expected read or update, found {self.keys!r}")
+        if self.gated and not self.weighted:
+            raise StremnError("gated: expected weighted=True with it, found weighted=False")
 
 class Comparison(NamedTuple):
     """n stored frames and the newcomer, compared with each other; rows are objects.
@@ -53,6 +57,7 @@ class Comparison(NamedTuple):
         masks: (B,n+1,2,P), mean and mean square of the object's probability in each cell; None: the
             rule did not ask.
         weighted: are the matches weighted by the masks?
+        weights: (B,n+1,P) in [0,1], how much each pixel counts; None: as the masks say.
 
     Example:
         >>> request.compare(lambda c: c.masks[:,:,0].mean(-1))  # (V,n+1) share of the frame
@@ -60,6 +65,7 @@ class Comparison(NamedTuple):
     matches:Tensor|None # (B,n+1,n+1,P) best match of each pixel of the row's frame in the column's
     masks:Tensor|None   # (B,n+1,2,P) the object's probability: mean and mean square
     weighted:bool=False # Do the matches contain the weights of both sides?
+    weights:Tensor|None=None # (B,n+1,P) how much each pixel counts; None: as the masks say
 
 # %% ../../nbs/lessons/03_memory.rules.ipynb #35534063
 class Request(NamedTuple):
