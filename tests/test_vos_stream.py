@@ -26,8 +26,9 @@ from stremn.models.vos import VOSConfig, VOSModel
 from stremn.models.vos_baselines import with_baseline_memory
 from stremn.vos.multiscale import multi_scale
 from stremn.vos.multiscale import TestTimeConfig as TimeConfig
+from stremn.vos.state import MemoryReport, describe_change
 from stremn.vos.stream import (
-    MemoryReport, VideoSegmenter, describe_change, equal_widths_pay, label_map, merge_given_masks)
+    VideoSegmenter, equal_widths_pay, label_map, merge_given_masks)
 from helpers import TINY_BANK, network
 from refusals import refused
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..core import StremnError
 from .read import affinity, read
 from .coverage import all_matches, apply_gate, follow_slots, weighted_pixels
-from .rules import Comparison, Matching, Request, Rule, Selector, find_rule
+from .rules import Comparison, Matching, Request, Rule, Selector, find_rule, pick
 from .similarity import best_match_similarity
 from .update import Memory, Template, append, update_usage, write
 
@@ -138,6 +138,7 @@ class UpdatePolicy:
             choice.
         noise: Gumbel noise of the learned rule: "train" (while the bank is in training mode),
             "always" or "never".
+        keep: frames that are stored whatever rule and stride say, and never replaced.
 
     Raises:
         StremnError: for a rule, a role or a number of slots that cannot be meant.
@@ -155,6 +156,7 @@ class UpdatePolicy:
     tau:float=1.                     # Temperature of Eq. 3
     noise:str="train"                # When the learned rule draws noise
     every:int=1                      # Only every n-th frame is stored, or moves on
+    keep:frozenset[int]=frozenset()  # Frames that are stored and never replaced
 
     def __post_init__(self):
         find_rule(self.rule)
@@ -215,10 +217,12 @@ def evictable_slots(
     frames:Tensor, # (V,n) long, frame each slot holds
     pinned:int=1,  # The first slots, never replaced
     latest:str="competes", # "competes": the newest slot may be replaced; "held": not yet
+    keep:frozenset[int]=frozenset(), # Frames that are never replaced
 )->Tensor:         # (V,n) bool
     "Which slots may be replaced."
     free = torch.ones_like(frames, dtype=torch.bool)
     free[:,:pinned] = False
+    for t in keep: free &= frames!=t
     return free if latest=="competes" else free & (frames!=frames.amax(1, keepdim=True))
 
 def passes_by(
@@ -228,8 +232,22 @@ def passes_by(
 )->bool:
     "Is this one of the frames between two that are stored, or that move on?"
     if policy.every==1: return False
-    if policy.latest=="competes": return t%policy.every!=0
-    return memory.slots>policy.pinned and int(memory.frames.max())%policy.every!=0
+    if policy.latest=="competes": return t not in policy.keep and t%policy.every!=0
+    newest = int(memory.frames.max())
+    if memory.slots<=policy.pinned or newest in policy.keep: return False
+    return newest%policy.every!=0
+
+def stored_anyway(
+    a:Tensor,            # (V,n) choice of the rule
+    frames:Tensor,       # (V,n) long, frame each slot holds
+    free:Tensor,         # (V,n) bool, slots that may be replaced
+    t:int,               # Frame that is offered
+    policy:UpdatePolicy, # Which frames are kept, and which frame asks for a place
+)->Tensor:               # (V,n)
+    "A frame that is to be kept is not discarded; the oldest makes room."
+    asks = int(frames.max()) if policy.latest=="held" else t
+    if asks not in policy.keep: return a
+    return torch.where(a.any(1, keepdim=True), a, pick(-frames, free))
 
 def nothing(
     memory:Memory, # n filled slots
@@ -374,12 +392,13 @@ def choose_slot(
 )->Decision:
     "Ask the rule of a full memory which slot is replaced."
     held = policy.latest=="held"
-    if memory.slots<=policy.pinned+held:                                     # every slot is protected
-        return Decision(nothing(memory), None, usage)
     if held: template = memory.template(memory.frames.argmax(1))             # the previous latest asks for a place
     together = None if policy.per_object else group
     row,first = group_rows(len(memory.frames), together, memory.frames.device)
     frames = memory.frames[first]                                            # (V,n)
+    free = evictable_slots(frames, policy.pinned, policy.latest, policy.keep)
+    if memory.slots<=policy.pinned+held or policy.keep and not free.any(1).all(): # all protected
+        return Decision(nothing(memory), None, usage)
     scores = []                                                              # filled if the rule asks
 
     def learned():
@@ -390,10 +409,10 @@ def choose_slot(
     def compare(f): return group_mean(row, f(seen))
 
     a = find_rule(policy.rule).select(Request(
-        frames, evictable_slots(frames, policy.pinned, policy.latest), t,
-        memory.seen+1-held-policy.pinned, learned, appearance, policy.tau, noise, generator,
-        None if usage is None else group_mean(row, usage), pairs,
+        frames, free, t, memory.seen+1-held-policy.pinned, learned, appearance, policy.tau, noise,
+        generator, None if usage is None else group_mean(row, usage), pairs,
         None if seen is None else compare, beta))           # (V,n)
+    if policy.keep: a = stored_anyway(a, frames, free, t, policy)
     return Decision(a[row], scores[0].detach() if scores else None, usage)
 
 def remember_matches(

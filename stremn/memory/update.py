@@ -85,6 +85,18 @@ class Memory(NamedTuple):
         kept: list[Any] = [x[rows] if isinstance(x, Tensor) else x for x in self]
         return Memory(*kept)
 
+    def keep_slots(self,
+        slots:Tensor, # (B,m) long, which of the n slots of each row
+    )->"Memory":      # Of those slots, in that order
+        "Some slots of each row."
+        rows = torch.arange(len(slots), device=slots.device)[:,None]
+        kept = self._asdict()
+        for name in ("keys", "values", "updates", "frames", "usage", "masks"):
+            if kept[name] is not None: kept[name] = kept[name][rows,slots]
+        if self.matches is not None:
+            kept["matches"] = self.matches[rows[:,:,None],slots[:,:,None],slots[:,None]]
+        return Memory(**kept)
+
     def template(self,
         slot:Tensor, # (B,) long, one slot for each row
     )->Template:     # What that slot holds, row by row

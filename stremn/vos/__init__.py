@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     )
     from .files import segment_dataset as segment_dataset, segment_video as segment_video
     from .multiscale import TestTimeConfig as TestTimeConfig
-    from .stream import MemoryReport as MemoryReport, VideoSegmenter as VideoSegmenter
+    from .state import MemoryReport as MemoryReport
+    from .stream import VideoSegmenter as VideoSegmenter
     from .train import (
         ChameleonTask as ChameleonTask, ChameleonTraining as ChameleonTraining,
         VideoTask as VideoTask, VideoTraining as VideoTraining,
@@ -20,6 +21,7 @@ else:
         "evaluate": "evaluate_davis evaluate_folders evaluate_youtube",
         "files": "segment_dataset segment_video",
         "multiscale": "TestTimeConfig",
-        "stream": "MemoryReport VideoSegmenter",
+        "state": "MemoryReport",
+        "stream": "VideoSegmenter",
         "train": "ChameleonTask ChameleonTraining VideoTask VideoTraining",
     })

@@ -26,7 +26,8 @@ from ..data.vos import DAVIS, VideoFolder, VideoSet
 from ..data.youtube import YouTubeVOS
 from ..images import PALETTE, as_frame, read_mask, write_mask
 from ..viz import overlay
-from .stream import MemoryReport, Picture, VideoSegmenter
+from .state import MemoryReport, Picture
+from .stream import VideoSegmenter
 
 # %% ../../nbs/library/62_vos.files.ipynb #df6562e0
 @dataclass
