@@ -9,7 +9,9 @@ __all__ = ['Command', 'Segment', 'Evaluate', 'Train', 'Predict', 'Data', 'Models
 # %% ../nbs/library/90_cli.ipynb #a0f7e96b
 import math
 import os
+import signal
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, replace
@@ -81,7 +83,8 @@ class SegmentOptions:
     "Weights that came with the package (see: stremn models), or a .safetensors file."
     policy:Name = "default"
     """Rule that picks the slot to replace: oldest, newest, random, reservoir, first_last, most_similar, learned,
-    lfu, ucb or diversity; coverage, coverage_object, coverage_learned, diversity_object, cutie, stride, frozen,
+    lfu, ucb or diversity; coverage, coverage_object, coverage_learned, coverage_gated,
+    diversity_object, cutie, stride, frozen,
     spaced, even, xmem, h2o, lru, clock, s4lru, lrb, readmem, leverage, keydiff, adjacent, random_half, sam3, samurai,
     sam2long, qdmn or dam4sam; module:function, for a rule in a file of your own; or default, the weights' own
     (vos-small: diversity_object on every fifth frame)."""
@@ -139,11 +142,13 @@ class Segment(SegmentOptions):
     mask:Path = tyro.MISSING
     "Mask of the first frame (PNG): palette, grey or colour; one value an object, 0 is background."
     out:Path = tyro.MISSING
-    "Folder to make: one palette PNG a frame, named as the frames, and overlay.mp4."
+    "Folder to fill: one palette PNG a frame, named as the frames, and overlay.mp4; other files in it stay."
     video:bool = True
     "Write overlay.mp4, or do not."
     overwrite:Flag = False
-    "Replace masks and overlay in the output folder."
+    "Replace masks and overlay in the output folder, when the new ones are complete."
+    resume:Flag = False
+    "Go on with a run that was stopped in this folder, with the same options; without one, begin."
 
     computes = True
 
@@ -153,13 +158,17 @@ class Segment(SegmentOptions):
         from stremn.data.video import open_source
         from stremn.images import read_mask
         from stremn.vos.files import segment_video
+        if self.out.suffix.lower() in (".mp4", ".avi", ".mov", ".mkv", ".webm"):
+            refuse(f"--out: expected a folder, found {self.out}; did you mean "
+                   f"--out {self.out.with_suffix('')}, with overlay.mp4 in it?")
         segmenter = self.segmenter()
         source,mask = open_source(self.source),read_mask(self.mask)
         check_apart(self.out, self.mask, "mask")
         check_mask(mask, source.size, self.mask, self.source)
         with no_traces(self.out):
             done = segment_video(segmenter, source, mask, self.out, video=self.video,
-                                 overwrite=self.overwrite, progress=not self.quiet)
+                                 overwrite=self.overwrite, resume=self.resume,
+                                 progress=not self.quiet)
         print(f"{done.frames} masks in {done.folder}, objects {', '.join(map(str, done.objects))}")
         for held in done.memory:
             who,what = (', '.join(map(str, x)) for x in (held.objects, held.frames))
@@ -850,7 +859,7 @@ def run(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141,""
     except OSError as e: return 2,f"error: {e.filename or 'files'}: {e.strerror or e}"
-    except KeyboardInterrupt: return 130,"interrupted"
+    except KeyboardInterrupt as e: return 130,"; ".join(["interrupted", *map(str, e.args)])
     except ValueError as e:
         from stremn.core import StremnError                                    # a kind of ValueError
         if not isinstance(e, StremnError): raise
@@ -866,6 +875,9 @@ def main(
     if not words:
         with redirect_stdout(sys.stderr), suppress(SystemExit): parse(["--help"])
         sys.exit(2)
-    status,line = run(parse(words))
+    with suppress(ValueError): signal.signal(signal.SIGTERM, signal.default_int_handler) # main thread
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda text, *_, **__: print("stremn:", text, file=sys.stderr)
+        status,line = run(parse(words))
     if line: print("stremn:", " ".join(line.split()), file=sys.stderr)
     if status: sys.exit(status)

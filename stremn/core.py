@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['StremnError', 'check', 'make_generator', 'seed_everything', 'pick_device', 'device_name', 'free_threads',
-           'at_least_float32', 'atomic_write', 'check_apart', 'check_output_folder', 'atomic_folder']
+           'at_least_float32', 'atomic_write', 'check_apart', 'results_in', 'check_output_folder', 'make_folder',
+           'fill_folder', 'move_results']
 
 # %% ../nbs/library/01_core.ipynb #d491d67f
 import math
@@ -262,41 +263,61 @@ def check_apart(
         raise StremnError(f"{out}: expected another folder than that of the {what}, "
                           f"found {file} in it")
 
+def results_in(
+    out:Path,              # Output folder; it need not exist
+    others:Sequence[str] = ("overlay.mp4",), # Files written next to the PNGs
+)->list[Path]:             # In order
+    "What an earlier run has left, or something of the same name."
+    inside = sorted(out.iterdir()) if out.is_dir() else []
+    return [p for p in inside if p.is_file() and (p.suffix==".png" or p.name in others)]
+
 def check_output_folder(
-    out:Path,              # Folder to make
-    overwrite:bool,        # May it be there already?
+    out:Path,              # Folder to fill
+    overwrite:bool,        # May it hold a result already?
     source:object = None,  # File or folder of the frames, if it is a path
     others:Sequence[str] = ("overlay.mp4",), # Files written next to the PNGs
 )->None:
-    "Refuse an output folder that holds anything which must not be lost."
+    "Refuse an output folder that holds the source, or a result which must not be lost."
     if out.exists() and not out.is_dir():
-        raise StremnError(f"{out}: expected a folder to make, found a file")
+        raise StremnError(f"{out}: expected a folder to fill, found a file")
     if isinstance(source, Path): check_apart(out, source, "source")
-    inside = sorted(out.iterdir()) if out.is_dir() else []
-    if not inside: return
-    ours = f"PNGs and {' and '.join(others)}"
-    if not overwrite:
-        raise StremnError(f"{out}: expected a new or empty folder, found one with files in it "
-                          f"(--overwrite replaces {ours})")
-    odd = [p.name for p in inside if p.is_dir() or p.suffix!=".png" and p.name not in others]
-    if odd: raise StremnError(f"{out}: expected only {ours} to overwrite, found {odd[:1]}")
+    old = results_in(out, others)
+    if old and not overwrite:
+        raise StremnError(f"{out}: expected no result in it, found {old[0].name} "
+                          f"(--overwrite replaces PNGs and {' and '.join(others)})")
 
 # %% ../nbs/library/01_core.ipynb #95c4e72d
-@contextmanager
-def atomic_folder(
-    out:Path,       # Folder to make, replacing the one there
-)->Iterator[Path]:  # Context; yields a hidden folder to fill
-    "A folder that takes its name when the `with` block ends well, and vanishes when it does not."
-    part = out.with_name(f".{out.name}.{os.getpid()}.part")
-    old = out.with_name(f".{out.name}.{os.getpid()}.old")
-    shutil.rmtree(part, ignore_errors=True)
-    try: part.mkdir(parents=True)
+def make_folder(
+    folder:Path, # Wanted
+)->Path:         # It is there
+    "A folder and those above it."
+    try: folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         found = error.strerror or error
-        raise StremnError(f"{out}: expected a folder that can be made, found {found}") from None
+        raise StremnError(f"{folder}: expected a folder that can be made, found {found}") from None
+    return folder
+
+@contextmanager
+def fill_folder(
+    out:Path,       # Folder to fill; made if missing
+    others:Sequence[str] = ("overlay.mp4",), # Files of a result next to its PNGs
+)->Iterator[Path]:  # Context; yields a hidden folder in it
+    "What is put into a hidden folder takes the place of an earlier result when the block ends well."
+    fresh = not out.exists()
+    part = make_folder(out)/f".{os.getpid()}.{secrets.token_hex(4)}.part"
     try:
+        make_folder(part)
         yield part
-        if out.exists(): os.replace(out, old)
-        os.replace(part, out)
+        move_results(part, out, others)
     finally:
-        for folder in (part, old): shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(part, ignore_errors=True)
+        if fresh and not any(out.iterdir()): out.rmdir()
+
+def move_results(
+    part:Path, # Folder of a finished result
+    out:Path,  # Where it goes, on the same disk
+    others:Sequence[str] = ("overlay.mp4",), # Files of a result next to its PNGs
+)->None:
+    "Put a result in the place of an earlier one; all else stays."
+    for old in results_in(out, others): old.unlink()
+    for new in sorted(part.iterdir()): os.replace(new, out/new.name)

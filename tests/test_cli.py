@@ -233,16 +233,13 @@ def spoil(work: Path, case: str) -> dict:
         write_mask(work / "first.png", first * 0)
         return dict(pieces=["first.png", "at least one object"])
     if case == "truncated jpg":
-        cut(work / "frames" / "0004.jpg", .5)
-        return dict(pieces=["0004.jpg", "truncated"])
+        cut(work / "frames" / "0000.jpg", .5)
+        return dict(pieces=["0000.jpg", "truncated"])
     if case == "truncated mask":
         cut(work / "first.png", .5)
         return dict(pieces=["first.png", "truncated"])
     if case == "truncated mp4":
         cut(work / "clip.mp4", .6)
-        return dict(source="clip.mp4", pieces=["clip.mp4", "expected"])
-    if case == "mp4 without its end":
-        cut(work / "clip.mp4", .99)
         return dict(source="clip.mp4", pieces=["clip.mp4", "expected"])
     if case == "text as video":
         (work / "clip.mp4").write_text("this is not a film\n" * 50)
@@ -265,14 +262,12 @@ def spoil(work: Path, case: str) -> dict:
     if case == "weights of something else":
         (work / "w.safetensors").write_bytes(b"nothing of the kind")
         return dict(more=["--weights", "w.safetensors"], pieces=["w.safetensors"])
-    if case == "out is not empty":
+    if case == "out holds a result":
         (work / "masks").mkdir()
-        (work / "masks" / "diary.txt").write_text("mine")
-        return dict(pieces=["masks", "empty folder"])
-    if case == "out holds other things":
-        (work / "masks").mkdir()
-        (work / "masks" / "diary.txt").write_text("mine")
-        return dict(more=["--overwrite"], pieces=["masks", "diary.txt"])
+        (work / "masks" / "0000.png").write_text("mine")
+        return dict(pieces=["masks", "found 0000.png (--overwrite"])
+    if case == "out is a film":
+        return dict(out="new.mp4", pieces=["--out: expected a folder, found new.mp4", "--out new,"])
     if case == "out is a file":
         (work / "masks").write_text("mine")
         return dict(pieces=["masks", "found a file"])
@@ -282,10 +277,10 @@ def spoil(work: Path, case: str) -> dict:
 
 
 CASES = ["missing folder", "empty folder", "missing mask", "mask of another size", "mask with no object",
-         "truncated jpg", "truncated mask", "truncated mp4", "mp4 without its end", "text as video", "image as video",
+         "truncated jpg", "truncated mask", "truncated mp4", "text as video", "image as video",
          "frame of another size", "K = 0", "K in words", "unknown policy", "policy of no module", "unknown weights",
          "weights of something else"]
-FOLDERS = ["out is not empty", "out holds other things", "out is a file", "out below a file"]
+FOLDERS = ["out holds a result", "out is a film", "out is a file", "out below a file"]
 
 
 @pytest.mark.parametrize(("case", "deep"), [*((c, d) for c in CASES for d in (False, True)),
@@ -300,6 +295,27 @@ def test_bad_input_gives_one_line_and_leaves_nothing(work, weights, capsys, case
     assert (status, out, len(err)) == (2, [], 1), (status, out, err)
     assert err[0].startswith("stremn: error: ") and all(p in err[0] for p in plan["pieces"]), err[0]
     assert files_below(work) == before
+
+
+def test_a_late_fault_keeps_masks_says_so_and_can_be_mended(work, weights, capsys):
+    "A damaged frame in the middle: the masks before it are there, and once it is mended the run goes on."
+    good = (work / "frames" / "0004.jpg").read_bytes()
+    cut(work / "frames" / "0004.jpg", .5)
+    status, out, err = segment(capsys, weights, "frames", "--quiet", mask="first.png", out="masks")
+    assert (status, out, len(err)) == (2, [], 1)
+    assert "0004.jpg" in err[0] and err[0].endswith("4 masks are in masks; --resume goes on")
+    (work / "frames" / "0004.jpg").write_bytes(good)
+    status, out, err = segment(capsys, weights, "frames", "--quiet", "--resume", mask="first.png", out="masks")
+    assert (status, err) == (0, []) and out[0].startswith("7 masks in masks")
+    status, *_ = segment(capsys, weights, "frames", "--quiet", mask="first.png", out="whole")
+    assert files_below(work / "masks") == files_below(work / "whole")
+
+
+def test_a_video_without_its_end_keeps_its_masks(work, weights, capsys):
+    cut(work / "clip.mp4", .99)
+    status, out, err = segment(capsys, weights, "clip.mp4", "--quiet", mask="first.png", out="masks")
+    assert (status, len(err)) == (2, 1) and "masks are in masks; --resume goes on" in err[0]
+    assert len(list((work / "masks").glob("*.png"))) == int(err[0].split(" masks are in")[0].split()[-1])
 
 
 def test_the_line_is_a_line_of_its_own_after_a_progress_bar(work, weights, capsys):

@@ -19,7 +19,7 @@ from stremn.prediction.files import (
     InputSpec, PredictOptions, as_csv, comparison_video, framed, input_spec, names_after, predict_video, read_window,
     score_prediction, take_frames)
 from stremn.prediction.stream import VideoPredictor, find_predictor
-from stremn.core import atomic_folder, check_output_folder
+from stremn.core import check_output_folder, fill_folder
 from stremn.models.hub import save_weights
 from stremn.models.prediction import PredictionModel
 from stremn.models.recall import RecallConfig, RecallModel
@@ -323,7 +323,7 @@ def test_sources_that_cannot_be_read(tmp_path, model, walker):
 def test_nothing_is_overwritten_that_is_not_ours(tmp_path, model, walker):
     source = folder_of(tmp_path / "f", walker)
     out = run(model, source, tmp_path / "o").folder
-    refused("new or empty folder, found one with files in it (--overwrite", run, model, source, out)
+    refused("expected no result in it, found 00004.png (--overwrite", run, model, source, out)
     assert run(model, source, out, frames=2, overwrite=True).names == ["00004", "00005"]
     assert len(list(out.iterdir())) == 4                                          # nothing of the longer run remains
     before = {p.name: p.read_bytes() for p in out.iterdir()}
@@ -335,7 +335,7 @@ def test_nothing_is_overwritten_that_is_not_ours(tmp_path, model, walker):
     refused("can be made", run, model, source, tmp_path / "walk.mp4" / "below")
     assert before == {p.name: p.read_bytes() for p in out.iterdir()} and len(list(source.iterdir())) == 12
     (out / "thesis.tex").write_text("my life")
-    refused("thesis.tex", run, model, source, out, overwrite=True)
+    assert run(model, source, out, overwrite=True).folder == out and (out / "thesis.tex").read_text() == "my life"
     check_output_folder(tmp_path / "new", False)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["f", "o", "walk.mp4"]
 
@@ -352,7 +352,7 @@ def test_whatever_goes_wrong_leaves_no_folder(tmp_path, model, walker, monkeypat
     broken = network()
     broken.leave.bias.data.fill_(math.nan)
     refused("finite", run, broken, source, tmp_path / "o")
-    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "o") as part:
+    with pytest.raises(RuntimeError), fill_folder(tmp_path / "o") as part:
         (part / "00000.png").write_bytes(b"half")
         raise RuntimeError
     assert [p.name for p in tmp_path.iterdir()] == ["f"]

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..core import StremnError, atomic_folder, check_output_folder
+from ..core import StremnError, check_output_folder, fill_folder
 from ..data.prediction import PREDICTION_DATA, prepare
 from ..data.video import VideoWriter, open_source
 from ..data.vos import VideoFolder
@@ -385,7 +385,8 @@ def predict_video(
     """
     if isinstance(source, str|Path): source = open_source(source)
     out,where = Path(out),getattr(source, "path", None)
-    check_output_folder(out, options.overwrite, where, ("predicted.mp4", "metrics.csv"))
+    others = ("predicted.mp4", "metrics.csv")
+    check_output_folder(out, options.overwrite, where, others)
     name = type(model).__name__ if isinstance(model, nn.Module) else Path(model).stem
     model = find_predictor(model, options.device)
     spec = input_spec(model)
@@ -401,7 +402,7 @@ def predict_video(
     scores = score_prediction(found, seen[-1], true) if len(true) else {}
     names += names_after(names, M+N-len(names))
     fps = (options.fps or getattr(source, "fps", None) or 24) if options.video else None
-    with atomic_folder(out.resolve()) as folder:
+    with fill_folder(out, others) as folder:
         write_prediction(folder, names[M:], seen, found, true, scores, fps)
     means = {m:sum(values)/len(values) for m,values in scores.items()}
     stored = [names[t] for t in stored]

@@ -6,11 +6,15 @@
 __all__ = ['SegmentationOutput', 'segment_video', 'given_masks', 'segment_dataset', 'ArchiveMask', 'write_zip', 'zip_masks']
 
 # %% ../../nbs/library/62_vos.files.ipynb #eea8f5bf
+import os
+import shutil
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,12 +24,15 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..core import StremnError, atomic_folder, atomic_write, check_output_folder
+from stremn.core import (
+    StremnError, atomic_write, check_output_folder, make_folder, move_results, results_in,
+)
 from ..data.video import VideoWriter
 from ..data.vos import DAVIS, VideoFolder, VideoSet
 from ..data.youtube import YouTubeVOS
 from ..images import PALETTE, as_frame, read_mask, write_mask
 from ..viz import overlay
+from .resume import LOCK, MEMORY, RUN, Checkpoints, only_run, same_bytes
 from .state import MemoryReport, Picture
 from .stream import VideoSegmenter
 
@@ -43,28 +50,134 @@ def label_source(
     segmenter:VideoSegmenter, # Its state moves on
     source:Iterable,          # Yields (name, frame, mask or None)
     masks:Mapping|Picture|None, # As `VideoSegmenter.track` takes them
-)->Iterator[tuple[str,Tensor,Tensor]]: # Name, frame (3,H,W), labels (H,W)
+    done:int=0,               # Frames that an earlier run has labelled
+    folder:Path|None=None,    # Where it has put their masks
+)->Iterator[tuple[str,Tensor,Tensor,bool]]: # Name, frame (3,H,W), labels (H,W), is it new?
     "Each frame with its labels; one frame in memory at a time."
-    now:dict = {}
+    source,now,passed = iter(source),{},set()
+    for name,frame,_ in islice(source, done):
+        passed.add(name)
+        yield name,as_frame(frame),read_mask(folder/f"{name}.png"),False
+    if len(passed)<done:
+        raise StremnError(f"{folder}: expected a video of {done} frames or more, as when it was "
+                          f"stopped, found {len(passed)}")
+    if done:                                                   # an only mask is that of frame 0
+        later = masks if isinstance(masks, Mapping) else {}
+        masks = {k:m for k,m in later.items() if k not in passed}
     def noted():
         for name,frame,_ in source:
             now.update(name=name, frame=as_frame(frame))
             yield name,now["frame"]
-    for labels in segmenter.track(noted(), masks): yield now["name"],now["frame"],labels
+    for labels in segmenter.track(noted(), masks): yield now["name"],now["frame"],labels,True
+
+# %% ../../nbs/library/62_vos.files.ipynb #62000001
+class Overlay:
+    "The video beside the masks; it may fail, and nothing else does."
+    def __init__(self,
+        path:Path,     # Ends in .mp4
+        fps:float|None, # None: there is none
+    ):
+        self.path,self.fps = path,fps
+        self.writer:VideoWriter|None = None
+
+    def fail(self, error:StremnError)->None:
+        "Give up, with a word."
+        self.close(error)
+        self.fps = None
+        warnings.warn(f"no overlay: {error}", stacklevel=3)
+
+    def add(self, frame:Tensor, labels:Tensor)->None:
+        "One more frame."
+        if self.fps is None: return
+        try:
+            if self.writer is None:
+                self.writer = VideoWriter(self.path, self.fps, tuple(labels.shape)).__enter__()
+            drawn = overlay(frame.cpu(), labels)
+            self.writer.write(torch.from_numpy(drawn).permute(2, 0, 1))
+        except StremnError as error: self.fail(error)
+
+    def close(self, error:BaseException|None=None)->None: # Not None: no file appears
+        "The end; the file appears."
+        writer,self.writer = self.writer,None
+        if writer is None: return
+        try: writer.__exit__(type(error), error, None)
+        except BaseException as last:
+            if last is error: return                         # as it came in
+            if not isinstance(last, StremnError): raise
+            self.fail(last)
+
+# %% ../../nbs/library/62_vos.files.ipynb #62000002
+NEW = "new"             # In the folder of a run: masks that are to replace others
+OVERLAY = "overlay.mp4"
+
+def check_run(
+    out:Path,       # Folder to fill
+    overwrite:bool, # Replace an earlier result?
+    resume:bool,    # Go on with a run that was stopped?
+    source:object,  # File or folder of the frames, if it is a path
+)->None:
+    "Refuse to put masks over others, and say how else."
+    if resume and overwrite:
+        raise StremnError("resume: expected it without overwrite, found both")
+    stopped = (out/RUN).is_dir()
+    if resume and not stopped and results_in(out):
+        raise StremnError(f"{out}: expected a run that was stopped, found a finished result "
+                          "(--overwrite replaces it)")
+    if stopped and not (resume or overwrite) and results_in(out):
+        raise StremnError(f"{out}: expected no result in it, found a run that was stopped or is at "
+                          "work (--resume goes on, --overwrite starts again)")
+    check_output_folder(out, overwrite or resume, source)
+
+def clear_run(
+    run:Path, # Folder of a run, from `only_run`
+)->None:
+    "Forget a run that was stopped, and what a kill has left half written."
+    for p in run.iterdir():
+        if p.is_dir(): shutil.rmtree(p, ignore_errors=True)
+        elif p.name!=LOCK: p.unlink()
+    for p in run.parent.glob(".*.png.*.part"): p.unlink()
+
+# %% ../../nbs/library/62_vos.files.ipynb #62000003
+def with_way_out(
+    error:BaseException, # That stopped a run
+    keep:Checkpoints,    # Of the run
+    place:Path,          # Where its masks are
+)->BaseException:        # Of the same kind
+    "Say what is there and how to go on."
+    if not keep.done: return error
+    word = f"{keep.done} masks are in {place}"
+    if (keep.folder/MEMORY).exists(): word += "; --resume goes on"
+    if isinstance(error, KeyboardInterrupt): return KeyboardInterrupt(word)
+    if isinstance(error, OSError):
+        error = StremnError(f"{error.filename or place}: {error.strerror}")
+    return StremnError(f"{error}; {word}") if isinstance(error, StremnError) else error
+
+def finish_run(
+    run:Path,   # Folder of a run
+    place:Path, # Where its masks are
+    out:Path,   # Where they belong
+)->None:
+    "The overlay and masks that waited take their places; what the run needed goes."
+    if place!=out: move_results(place, out)
+    if (run/OVERLAY).exists(): os.replace(run/OVERLAY, out/OVERLAY)
+    clear_run(run)
 
 # %% ../../nbs/library/62_vos.files.ipynb #f2c7627b
 def segment_video(
     segmenter:VideoSegmenter, # Fresh, or as it is to go on
     source:Iterable,          # Yields (name, frame, mask or None): a VideoFolder or VideoFile; its masks are not used
     mask:Mapping[str,Picture]|Picture|None=None, # (H,W) object ids of the first frame; or {name: (H,W)}
-    out:Path|str="masks",     # Folder to make: <name>.png for every frame, and overlay.mp4
+    out:Path|str="masks",     # Folder to fill: <name>.png for every frame, and overlay.mp4
     *,
     fps:float|None=None,      # Of the overlay; None: the source's, or 24
     video:bool=True,          # Write the overlay?
     overwrite:bool=False,     # Replace masks and overlay in `out`?
+    resume:bool=False,        # Go on with a run that was stopped; without one, begin
     progress:bool=True,       # Show a bar?
 )->SegmentationOutput:
-    """Segment a video into a folder, which appears under its name only when every frame is done.
+    """Segment a video into a folder, mask by mask.
+
+    A run that is stopped leaves the finished masks, and can go on. Other files in the folder stay.
 
     Args:
         segmenter: a fresh `VideoSegmenter`, or one that is to go on from where it is.
@@ -72,16 +185,20 @@ def segment_video(
             are not used.
         mask: `(H,W)` object ids of the first frame, or `{name: (H,W)}` for frames of any name;
             frames before the first mask are background.
-        out: folder to make, "masks" by default: `<name>.png` for every frame, and `overlay.mp4`.
+        out: folder to fill, "masks" by default: `<name>.png` for every frame, and `overlay.mp4`.
         fps: of the overlay; None: the source's own, or 24.
-        video, overwrite, progress: write the overlay (True); replace an earlier result (False);
-            show a bar (True).
+        video: write the overlay (True). If it cannot be written, there is a warning.
+        overwrite: replace an earlier result, when the new one is complete (False).
+        resume: go on with a run that was stopped in this folder, bit-equal to one that never was
+            (False). The options and the masks must be the same.
+        progress: show a bar (True).
 
     Returns:
         The folder, the number of frames, the objects and the memory at the end.
 
     Raises:
-        StremnError: when the folder holds anything else, or frames and masks do not fit together.
+        StremnError: when the folder holds an earlier result, another run fills it, or frames and
+            masks do not fit together. Where masks were finished, the message says how to go on.
 
     Example:
         >>> source = VideoFile("clip.mp4")
@@ -89,23 +206,32 @@ def segment_video(
         >>> done.folder, done.frames
         (PosixPath('masks'), 250)
     """
-    out = Path(out)
-    where = getattr(source, "path", "source")
-    check_output_folder(out, overwrite, where)
-    frames = 0
-    fps = fps or getattr(source, "fps", None) or 24
+    out,where = Path(out),getattr(source, "path", "source")
+    check_run(out, overwrite, resume, where)
+    shown = (fps or getattr(source, "fps", None) or 24) if video else None
     bar = tqdm(source, total=getattr(source, "length", None), disable=not progress, unit="frame",
                desc="segment", mininterval=.5)
-    with atomic_folder(out.resolve()) as part, ExitStack() as stack:
-        for name,frame,labels in label_source(segmenter, bar, mask):
-            write_mask(part/f"{name}.png", labels)
-            if video and not frames:
-                H,W = labels.shape
-                writer = stack.enter_context(VideoWriter(part/"overlay.mp4", fps, (H, W)))
-            if video: writer.write(torch.from_numpy(overlay(frame.cpu(), labels)).permute(2, 0, 1))
-            frames += 1
-        if not frames: raise StremnError(f"{where}: expected frames, found none")
-    return SegmentationOutput(out, frames, segmenter.objects, segmenter.memory)
+    with only_run(out) as run:
+        if not resume: clear_run(run)
+        place = make_folder(run/NEW) if overwrite and results_in(out) or (run/NEW).is_dir() else out
+        keep = Checkpoints(segmenter, run, {"video":str(where), "mask":same_bytes(mask)})
+        film = Overlay(run/OVERLAY, shown)
+        try:
+            labelled = label_source(segmenter, bar, mask, keep.restore(), place)
+            for name,frame,labels,new in labelled:
+                if new: keep.note(write_mask(place/f"{name}.png", labels))
+                film.add(frame, labels)
+            if not keep.done: raise StremnError(f"{where}: expected frames, found none")
+        except BaseException as error:
+            film.close(error)
+            with suppress(OSError): keep.write()
+            told = with_way_out(error, keep, place)
+            if told is error: raise
+            raise told from error
+        film.close()
+        finish_run(run, place, out)
+    return SegmentationOutput(out, keep.done, segmenter.objects, segmenter.memory)
+
 
 # %% ../../nbs/library/62_vos.files.ipynb #493bc537
 def given_masks(
@@ -128,7 +254,7 @@ def segment_dataset(
     out:Path|str,          # Folder: <out>/<video>/<frame>.png
     progress:bool=True,    # Show bars?
 )->dict[str,SegmentationOutput]: # What was segmented now; videos that have a folder already are left as they are
-    """Segment every video of a data set that has no folder yet; may be stopped and started.
+    """Segment every video of a data set that is not done yet; may be stopped and started.
 
     Args:
         make: called for each video, returns a fresh `VideoSegmenter`.
@@ -137,8 +263,8 @@ def segment_dataset(
         progress: show a bar for each video (True).
 
     Returns:
-        What was segmented now, by name of the video; videos that have a folder already are left as
-        they are.
+        What was segmented now, by name of the video. Videos that have a folder already are left as
+        they are; one that was stopped in the middle goes on.
 
     Raises:
         StremnError: when `out` is a file, or a video gives no object.
@@ -151,10 +277,11 @@ def segment_dataset(
     if out.is_file(): raise StremnError(f"{out}: expected a folder for masks, found a file")
     done = {}
     for name in videos.names:
-        if (out/name).is_dir(): continue
+        stopped = (out/name/RUN).is_dir()
+        if (out/name).is_dir() and not stopped: continue
         video = videos[name]
         done[name] = segment_video(make(), video, given_masks(video), out/name,
-                                   video=False, progress=progress)
+                                   video=False, resume=stopped, progress=progress)
     return done
 
 # %% ../../nbs/library/62_vos.files.ipynb #28b50f53

@@ -405,6 +405,15 @@ class StreamMemory:
         size = self.state.size if not frozen else None
         self.state = self.state._replace(frozen=frozen, size=size, previous=None)
 
+    def restore(self,
+        saved:SavedState, # From `read_state`
+        path:Path|str,    # For the message
+    )->None:
+        "Go on where a stream of the same options stopped."
+        check_network(self.model, saved, path)
+        self.state = saved.state.to(self.device)
+        for own,state in zip(self.generators, saved.generators): own.set_state(state)
+
     def save(self,
         path:Path|str, # File to write, for `VideoSegmenter.load`
         **about,       # JSON data to keep with it
@@ -518,9 +527,7 @@ class VideoSegmenter(StreamMemory):
         saved,network = open_saved(Path(path), model)
         how = test_time_from(saved.about["test_time"])
         segmenter = cls(network, saved.policy, None, device, saved.about["seed"], how)
-        check_network(segmenter.model, saved, path)
-        segmenter.state = saved.state.to(segmenter.device)
-        for own,state in zip(segmenter.generators, saved.generators): own.set_state(state)
+        segmenter.restore(saved, path)
         return segmenter
 
     def step(self,
