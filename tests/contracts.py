@@ -32,7 +32,7 @@ SKIPPED_FOLDERS = {".git", ".venv", "__pycache__", ".ipynb_checkpoints", ".pytes
 DATA_SUFFIXES = {".mp4", ".avi", ".mov", ".npy", ".npz", ".pt", ".pth", ".pkl", ".zip", ".tar", ".gz", ".tgz",
                  ".h5", ".safetensors"}
 NOTEBOOK_TOOLS = {"nbdev", "fastcore", "execnb", "IPython", "pytest", "nbformat"}
-IMPORT_NAMES = {"pillow": "PIL", "scikit-image": "skimage", "opencv-python": "cv2", "pytest-xdist": "xdist"}
+IMPORT_NAMES = {"pillow": "PIL", "scikit-image": "skimage", "opencv-python-headless": "cv2", "pytest-xdist": "xdist"}
 WITHOUT_EXTRAS = {"stremn.viz", "stremn.widgets"} # these two need the extra `notebooks`, and say so
 PRIVATE = re.compile(r"file:/{3}|(?<![\w.~/})*-])/(?:work|home|root|tmp|Users|opt|mnt)\b(?![\w-])")
 UNFINISHED = re.compile(r"\b(?:TO" r"DO|FIX" r"ME)\b")
@@ -544,9 +544,10 @@ def imports_without_extras(root: Path) -> list[str]:
 
 
 def imports_are_declared(root: Path) -> list[str]:
-    "What a module imports from outside is in the requirements, or in the extra `notebooks`."
+    "What a module imports from outside is in the requirements, or in an extra: `notebooks` or `prompt`."
     ini = settings(root)
-    allowed = import_names(requirement_names(ini["requirements"]) | requirement_names(ini["notebook_requirements"]))
+    extras = [ini.get(f"{extra}_requirements", "") for extra in ("notebook", "prompt")]
+    allowed = import_names(requirement_names(" ".join([ini["requirements"], *extras])))
     allowed |= set(sys.stdlib_module_names) | {"stremn"}
     bad = set()
     for path in modules(root).values():

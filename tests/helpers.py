@@ -20,7 +20,7 @@ from stremn.data.chameleon import ChameleonConfig, chameleon
 from stremn.data.video import VideoWriter
 from stremn.images import to_pixels, write_mask
 from stremn.memory.bank import BankConfig
-from stremn.memory.rules import ZOO
+from stremn.memory.rules import ZOO, all_rules
 from stremn.models.prediction import PredictionConfig
 from stremn.models.vos import VOSConfig, VOSModel
 
@@ -278,6 +278,7 @@ def own_rules(folder: Path):
     (folder / "my_rules.py").write_text(
         "from stremn.memory.rules import Rule, newest, lfu\ndef mine(r): return newest(r)\n"
         "record = Rule(lfu, needs_usage=True)\nnumber = 3\n")
+    all_rules()                                            # all that the package knows is known
     before = dict(ZOO)
     try:
         yield folder

@@ -72,6 +72,12 @@ class MemoryReport(NamedTuple):
     scores:tuple[float,...]|None=None # Learned similarity of the frame that asked for a place to each slot before the
                                       # write, -inf for slots that could not go; None: the policy did not ask for it
 
+    def counted_from(self, first:int)->"MemoryReport":
+        "The same where frame 0 of the stream is frame `first` of a video."
+        def later(t): return None if t is None else t+first
+        return self._replace(frames=tuple(map(later, self.frames)), last=self.last+first,
+                             evicted=later(self.evicted), moved=later(self.moved))
+
     @property
     def why(self)->str:
         "The last decision in words."
