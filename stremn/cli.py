@@ -377,7 +377,9 @@ class DatasetOptions(SegmentOptions):
     root:tyro.conf.Positional[Path] = tyro.MISSING
     "Folder of DAVIS (JPEGImages, Annotations, ImageSets) or of YouTube-VOS (train, valid, ...)."
     pred:Path = tyro.MISSING
-    "Predicted masks, <pred>/<video>/<frame>.png; videos without a folder are segmented first."
+    "Results to score, <pred>/<video>/<frame>.png; every video has to have one."
+    segment:Flag = False
+    "First segment the videos that have no folder in --pred; without it nothing is segmented, whatever is missing."
     year:Literal[2016, 2017, 2018, 2019] = 2017
     "DAVIS 2016 (everything is one object) or 2017, YouTube-VOS 2018 or 2019."
     split:Name = "default"
@@ -404,6 +406,14 @@ class DatasetOptions(SegmentOptions):
         return data
 
 # %% ../nbs/library/90_cli.ipynb #9a11c102
+def counted(
+    number:int, # How many
+    options,    # `Evaluate`
+)->str:         # "1 video", "2 sequences"
+    "Videos, as the data set calls them."
+    kind = "video" if options.year>=2018 else "sequence"
+    return f"{number} {kind}{'s'*(number!=1)}"
+
 def segment_missing(
     options, # `Evaluate`
     data,    # `DAVIS` or `YouTubeVOS`
@@ -418,8 +428,17 @@ def segment_missing(
         return segmenter
     with no_traces(options.pred):
         new = len(segment_dataset(fresh, data, options.pred, not options.quiet))
-    kind = "video" if options.year>=2018 else "sequence"
-    return f"{new} {kind}{'s'*(new!=1)} segmented now, {len(data)-new} found in {options.pred}"
+    return f"{counted(new, options)} segmented now, {len(data)-new} found in {options.pred}"
+
+def results(
+    options, # `Evaluate`
+    data,    # `DAVIS` or `YouTubeVOS`
+)->str:      # What was done
+    "See that every video has a result; make those that are missing only when asked to."
+    if options.segment: return segment_missing(options, data)
+    from stremn.vos.evaluate import check_results
+    check_results(options.pred, data.names)
+    return f"{counted(len(data), options)} found in {options.pred}"
 
 def pack(
     options, # `Evaluate`
@@ -444,20 +463,20 @@ def score(
 # %% ../nbs/library/90_cli.ipynb #8aef5e7d
 @dataclass
 class Evaluate(DatasetOptions):
-    """J and F on DAVIS or YouTube-VOS: segment a split and score it, or score masks that are there already.
+    """J and F on DAVIS or YouTube-VOS: score masks that are there; --segment makes them first.
 
-    Example: stremn evaluate DAVIS --pred masks --year 2016
+    Example: stremn evaluate DAVIS --pred masks --segment --year 2016
 
-    Example: stremn evaluate YouTubeVOS --pred masks --year 2018 --all-frames --zip masks.zip"""
+    Example: stremn evaluate YouTubeVOS --pred masks --segment --year 2018 --all-frames --zip masks.zip"""
 
     computes = True
 
     def run(self)->None:
-        "Segment what is missing, pack it, score it where the truth is there, and say what was done."
+        "Find or make the masks, pack them, score them where the truth is there, and say what was done."
         data = self.videos()
         hidden = only_given(data)
         seen = None if hidden else seen_categories(data)
-        done = [segment_missing(self, data)]
+        done = [results(self, data)]
         if self.zip: done.append(pack(self, data))
         if not hidden: done.append(score(self, data, seen))
         print("; ".join(done))
@@ -684,7 +703,7 @@ class Predict:
 
 # %% ../nbs/library/90_cli.ipynb #d47aca7a
 DATA_COMMANDS = { # Purpose of a data set -> command
-    "evaluate":"stremn evaluate {folder} --pred masks --weights vos-small{options}",
+    "evaluate":"stremn evaluate {folder} --pred masks --segment --weights vos-small{options}",
     "train vos":"stremn train vos{options} --data {folder} --out run",
     "train prediction":"stremn train prediction{options} --data {folder} --out run"}
 

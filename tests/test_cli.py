@@ -106,7 +106,8 @@ def test_a_rule_of_ones_own_by_module_and_function(work, weights, capsys):
 
 
 def test_evaluate_segments_what_is_missing_and_scores(work, weights, capsys):
-    words = ["evaluate", make_davis_2016(work), "--pred", "pred", "--year", "2016", "--weights", weights, "--quiet"]
+    words = ["evaluate", make_davis_2016(work), "--pred", "pred", "--segment", "--year", "2016", "--weights", weights,
+             "--quiet"]
     before = files_below(work / "DAVIS")
     status, out, err = stremn_main(capsys, *words)
     assert (status, err) == (0, []) and out[-1].startswith("2 sequences segmented now, 0 found in pred")
@@ -131,7 +132,7 @@ def test_data_lists_what_is_there(work, capsys):
     assert sum(line.startswith("get DAVIS 2016: https://") for line in out) == 1
     where = str(work / "DAVIS")
     assert [x for x in out if x.startswith("next: ")] == [
-        f"next: stremn evaluate {where} --pred masks --weights vos-small --year 2016"]
+        f"next: stremn evaluate {where} --pred masks --segment --weights vos-small --year 2016"]
     assert max(len(line.replace(str(work), "")) for line in out) <= 120
 
 
@@ -332,7 +333,7 @@ def test_the_line_is_a_line_of_its_own_after_a_progress_bar(work, weights, capsy
     (["evaluate", "frames", "--pred", "p"], ["frames"]),
     (["evaluate", "DAVIS", "--pred", "first.png", "--year", "2016"], ["first.png", "found a file"]),
     (["evaluate", "DAVIS", "--pred", "p", "--year", "2016", "--split", "test"], ["test"]),
-    (["evaluate", "DAVIS", "--pred", "p", "--year", "2016", "--weights", "vos-giant"], ["vos-giant"]),
+    (["evaluate", "DAVIS", "--pred", "p", "--segment", "--year", "2016", "--weights", "vos-giant"], ["vos-giant"]),
     (["data", "nowhere"], ["nowhere"]),
     (["train", "vos", "--out", "first.png"], ["first.png", "folder to write to"]),
     (["train", "vos", "--out", "first.png/run"], ["first.png", "folder to write to"]),
@@ -359,7 +360,8 @@ def test_a_sequence_without_objects_is_named(work, weights, capsys):
     mask = make_davis_2016(work) / "Annotations" / "480p" / "one" / "00000.png"
     write_mask(mask, read_mask(mask) * 0)
     before = files_below(work)
-    words = ["evaluate", "DAVIS", "--pred", "pred", "--year", "2016", "--weights", weights, "--quiet"]
+    words = ["evaluate", "DAVIS", "--pred", "pred", "--segment", "--year", "2016", "--weights", weights,
+             "--quiet"]
     status, out, err = stremn_main(capsys, *words)
     assert (status, out, len(err)) == (2, [], 1) and "one" in err[0] and "at least one object" in err[0]
     assert files_below(work) == before

@@ -1,6 +1,7 @@
 """`stremn evaluate` on every split the paper tests on, and several looks at a frame, as a user meets them."""
 import csv
 import json
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -48,7 +49,8 @@ def youtube(work: Path, public: bool, kinds=("dog", "yeti")) -> Path:
 
 
 def evaluate(capsys, weights, root, *more):
-    return stremn_main(capsys, "evaluate", root, "--pred", "pred", "--weights", weights, "--quiet", *more)
+    "Segment what is missing, and score."
+    return stremn_main(capsys, "evaluate", root, "--pred", "pred", "--segment", "--weights", weights, "--quiet", *more)
 
 
 # ---------------------------------------------------------------- YouTube-VOS
@@ -145,6 +147,55 @@ def test_weights_are_read_once_and_only_if_something_is_missing(work, weights, c
         frame = Image.open(root / "JPEGImages" / "480p" / "two" / f"{t:05d}.jpg")
         assert torch.equal(fresh.step(frame, mask), read_mask(work / "pred" / "two" / f"{t:05d}.png"))
     assert evaluate(capsys, "no-such-weights", root, "--year", "2016")[0] == 0 and made == [1]
+
+
+def results_of(work: Path, root: Path) -> Path:
+    "The truth as a perfect result."
+    shutil.copytree(root / "Annotations" / "480p", work / "pred")
+    return work / "pred"
+
+
+def test_results_are_scored_and_none_is_invented(work, capsys, monkeypatch):
+    monkeypatch.setattr(cli.SegmentOptions, "segmenter", lambda self: pytest.fail("nobody asked for a network"))
+    root = make_davis_2016(work)
+    pred = results_of(work, root)
+    words = ["evaluate", root, "--pred", "pred", "--year", "2016", "--quiet"]
+    status, out, err = stremn_main(capsys, *words)
+    assert (status, err) == (0, []) and out[-1] == "2 sequences found in pred; scores in pred/scores.csv"
+    assert "| one | 1 | 3 | 1.000 | 1.000 | 1.000 |" in " ".join(out)
+    shutil.rmtree(pred / "two")
+    before = files_below(work)
+    status, out, err = stremn_main(capsys, *words)
+    assert (status, out, len(err)) == (2, [], 1) and "pred: expected masks of 2 videos, found none of 1, two" in err[0]
+    (pred / "two").mkdir()                                                     # an empty folder is no result
+    assert "found none of 1, two" in stremn_main(capsys, *words)[2][0]
+
+
+@pytest.mark.parametrize(("pred", "pieces"), [
+    ("perd", ["perd: expected a folder of masks, found no such folder", "--segment makes what is missing"]),
+    ("empty", ["found none of 2, one, two; in empty: empty", "--segment"]),
+    ("deep", ["found none of 2, one, two; in deep: 480p", "--segment"]),
+    ("deep/480p/one/00000.png", ["found a file"])])
+def test_results_in_another_place_are_asked_for(work, capsys, pred, pieces):
+    root = make_davis_2016(work)
+    (work / "empty").mkdir()
+    (work / "deep").mkdir()
+    results_of(work, root).rename(work / "deep" / "480p")
+    before = files_below(work)
+    status, out, err = stremn_main(capsys, "evaluate", root, "--pred", pred, "--year", "2016", "--quiet")
+    assert (status, out, len(err)) == (2, [], 1) and all(p in err[0] for p in pieces), err
+    assert files_below(work) == before
+
+
+def test_results_of_youtube_are_not_invented_either(work, capsys):
+    root = youtube(work, public=True)
+    shutil.copytree(root / "valid" / "Annotations" / "a", work / "pred" / "a")
+    words = ["evaluate", root, "--pred", "pred", "--year", "2018", "--quiet"]
+    status, out, err = stremn_main(capsys, *words)
+    assert (status, out) == (2, []) and "expected masks of 2 videos, found none of 1, b" in err[0]
+    shutil.copytree(root / "valid" / "Annotations" / "b", work / "pred" / "b")
+    status, out, err = stremn_main(capsys, *words)
+    assert (status, err) == (0, []) and "| overall | 4 | 1.000 |" in " ".join(out)
 
 
 # ---------------------------------------------------------------- several looks

@@ -48,7 +48,7 @@ def test_the_command_fits_what_is_there(tmp_path):
     (root / "DAVIS" / "ImageSets" / "2017" / "test-dev.txt").write_text("bear\nboat\n")
     (root / "DAVIS" / "ImageSets" / "2016").mkdir()
     (root / "DAVIS" / "ImageSets" / "2016" / "train.txt").write_text("bear\n")
-    start = f"stremn evaluate '{root / 'DAVIS'}' --pred masks --weights vos-small"
+    start = f"stremn evaluate '{root / 'DAVIS'}' --pred masks --segment --weights vos-small"
     train = f"stremn train vos --protocol small --data '{root}' --out run"
     said = {(r.dataset, r.split, r.resolution): command(r) for r in describe_data(root) if r.found}
     assert said == {("DAVIS 2017", "val", "480p"): start,
@@ -101,7 +101,7 @@ def test_every_data_set_of_the_paper_is_recognised(tmp_path):
     )
     assert (
         command(rows["YouTube-VOS 2018", "valid"])
-        == f"stremn evaluate {tmp_path / 'YouTube' / '2018'} --pred masks --weights vos-small --year 2018 "
+        == f"stremn evaluate {tmp_path / 'YouTube' / '2018'} --pred masks --segment --weights vos-small --year 2018 "
         "--split valid --zip masks.zip"
     )
     assert command(rows["YouTube-VOS 2018", "valid_all_frames"]).endswith("--split valid --all-frames --zip masks.zip")

@@ -172,7 +172,7 @@ def test_what_cannot_be_scored_is_refused(tree):
     def score(pred="masks"):
         return evaluate_youtube(tree / pred, data, {"dog"})
 
-    refused("nowhere: expected a folder of masks, found none", score, "nowhere")
+    refused("nowhere: expected a folder of masks, found no such folder", score, "nowhere")
     lost = tree / "masks" / "v1" / "00015.png"
     lost.unlink()
     refused("00015.png: expected a mask for every scored frame, found no file", score)
@@ -240,7 +240,7 @@ def test_ends_need_no_prediction(davis):
 @pytest.mark.parametrize("harm,expected", [
     (lambda d: (d / "masks/dog/00002.png").unlink(), ("dog/00002.png", "found no file")),
     (lambda d: [f.unlink() for f in (d / "masks/dog").iterdir()] and (d / "masks/dog").rmdir(),
-     ("masks/dog", "folder")),
+     ("masks: expected masks of 2 videos, found none of 1, dog; in", ": cat")),
     (lambda d: write_mask(d / "masks/dog/00002.png", torch.zeros(10, 20, dtype=torch.long)),
      ("dog/00002.png", "60x48", "20x10")),
     (lambda d: write_mask(d / "masks/cat/00002.png", torch.full((48, 60), 8)), ("cat/00002.png", "[1, 2]", "[8]")),
@@ -255,7 +255,7 @@ def test_ends_need_no_prediction(davis):
     (lambda d: (d / "ImageSets/2017/val.txt").write_text("cat\nhorse\n"), ("480p/horse", "found none")),
     (lambda d: (d / "ImageSets/2017/val.txt").write_text(""), ("val.txt", "empty")),
     (lambda d: (d / "ImageSets/2017/val.txt").unlink(), ("val.txt", "found no file")),
-    (lambda d: (d / "masks").rename(d / "elsewhere"), ("masks", "found none")),
+    (lambda d: (d / "masks").rename(d / "elsewhere"), ("masks", "found no such folder")),
     (lambda d: (d / "masks/dog/00002.png").write_bytes(b"not a picture"), ("dog/00002.png",)),
 ])
 def test_what_does_not_match_is_refused_by_file_name(davis, harm, expected):

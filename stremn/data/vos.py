@@ -196,8 +196,8 @@ def _subfolders(folder:Path)->list[str]: # Names in natural order, hidden ones s
     return sorted(names, key=natural_key)
 
 def _has_images(folder:Path)->bool: # Stops at the first one
-    "Does the folder hold image files directly?"
-    return any(_is_image(p) for p in folder.iterdir())
+    "Does the folder hold image files directly? One that is not there does not."
+    return folder.is_dir() and any(_is_image(p) for p in folder.iterdir())
 
 def _layout(
     root:Path,            # Holds JPEGImages

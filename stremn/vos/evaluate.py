@@ -6,7 +6,7 @@
 __all__ = ['evaluate_folders', 'evaluate_davis', 'evaluate_youtube']
 
 # %% ../../nbs/library/64_vos.evaluate.ipynb #2283fd54
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..core import StremnError, check
+from ..data.vos import _first_few, _has_images, _instead, _subfolders
 from ..data.youtube import YouTubeVOS, unseen_objects
 from ..images import natural_key, read_mask
 from ..metrics.vos import Report, YouTubeReport, ids_of, score_late, score_video
@@ -68,27 +69,41 @@ def _read_prediction(
     return labels
 
 # %% ../../nbs/library/64_vos.evaluate.ipynb #4eaed6d2
+def check_results(
+    pred_dir:Path,        # Results: <pred_dir>/<video>/<frame>.png
+    videos:Sequence[str], # Those that are to be scored
+)->None:
+    "Refuse results that are not all there, and name the videos without any."
+    where,way_out = pred_dir,"stremn evaluate --segment makes what is missing"
+    if not pred_dir.is_dir():
+        raise StremnError(f"{where}: expected a folder of masks, found {_instead(where)} ({way_out})")
+    missing = [v for v in videos if not _has_images(pred_dir/v)]
+    if not missing: return
+    inside = _first_few(_subfolders(pred_dir)) or "empty"
+    raise StremnError(f"{where}: expected masks of {len(videos)} videos, found none of "
+                      f"{len(missing)}, {_first_few(missing)}; in {where}: {inside} ({way_out})")
+
 def _paired_folders(
     pred_dir:Path,         # Predictions
     truth_dir:Path,        # Annotations
     videos:list[str]|None, # Videos to score; None: every sub-folder of truth_dir
 )->dict[str,tuple[Path,Path]]: # Video -> folder of predicted masks, folder of true masks
     "Which folders are compared."
-    for d in (pred_dir, truth_dir):
-        if not d.is_dir(): raise StremnError(f"{d}: expected a folder of masks, found none")
-    if videos is None and any(truth_dir.glob("*.png")):              # one video, no sub-folders
+    if not truth_dir.is_dir():
+        raise StremnError(f"{truth_dir}: expected a folder of masks, found {_instead(truth_dir)}")
+    if videos is None and _has_images(truth_dir):                    # one video, no sub-folders
         return {truth_dir.name:(pred_dir, truth_dir)}
-    known = {d.name for d in truth_dir.iterdir() if d.is_dir()}
-    names = sorted(known) if videos is None else videos
+    known = _subfolders(truth_dir)
+    names = known if videos is None else videos
     if not names: raise StremnError(f"{truth_dir}: expected sub-folders with masks, found none")
     for v in names:
         if v not in known:
             raise StremnError(f"{truth_dir/v}: expected a folder of true masks, found none")
-    filled = [d for d in pred_dir.iterdir() if d.is_dir() and any(d.glob("*.png"))]
-    strangers = sorted(d for d in filled if d.name not in known)
+    check_results(pred_dir, names)
+    strangers = [d for d in _subfolders(pred_dir) if d not in known and _has_images(pred_dir/d)]
     if strangers:
-        raise StremnError(f"{strangers[0]}: expected the name of a sequence in {truth_dir}, "
-                          "found no sequence of this name")
+        raise StremnError(f"{pred_dir/strangers[0]}: expected the name of a sequence in "
+                          f"{truth_dir}, found no sequence of this name")
     return {v:(pred_dir/v, truth_dir/v) for v in names}
 
 # %% ../../nbs/library/64_vos.evaluate.ipynb #6cbde795
@@ -211,8 +226,7 @@ def evaluate_youtube(
         0.81
     """
     pred_dir = Path(pred_dir)
-    if not pred_dir.is_dir():
-        raise StremnError(f"{pred_dir}: expected a folder of masks, found none")
+    check_results(pred_dir, data.names)
     unseen = unseen_objects(data.notes, seen)
     scores = {}
     for v in tqdm(data.names, desc="scoring", unit="video", disable=not progress):
