@@ -440,6 +440,7 @@ def results(
     check_results(options.pred, data.names)
     return f"{counted(len(data), options)} found in {options.pred}"
 
+# %% ../nbs/library/90_cli.ipynb #90000014
 def pack(
     options, # `Evaluate`
     data,    # `DAVIS` or `YouTubeVOS`

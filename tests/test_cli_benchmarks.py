@@ -166,6 +166,7 @@ def test_results_are_scored_and_none_is_invented(work, capsys, monkeypatch):
     shutil.rmtree(pred / "two")
     before = files_below(work)
     status, out, err = stremn_main(capsys, *words)
+    assert files_below(work) == before                                         # nothing was segmented
     assert (status, out, len(err)) == (2, [], 1) and "pred: expected masks of 2 videos, found none of 1, two" in err[0]
     (pred / "two").mkdir()                                                     # an empty folder is no result
     assert "found none of 1, two" in stremn_main(capsys, *words)[2][0]

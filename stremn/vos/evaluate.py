@@ -74,14 +74,16 @@ def check_results(
     videos:Sequence[str], # Those that are to be scored
 )->None:
     "Refuse results that are not all there, and name the videos without any."
-    where,way_out = pred_dir,"stremn evaluate --segment makes what is missing"
+    way_out = "stremn evaluate --segment makes what is missing"
     if not pred_dir.is_dir():
-        raise StremnError(f"{where}: expected a folder of masks, found {_instead(where)} ({way_out})")
+        raise StremnError(f"{pred_dir}: expected a folder of masks, found {_instead(pred_dir)} "
+                          f"({way_out})")
     missing = [v for v in videos if not _has_images(pred_dir/v)]
     if not missing: return
     inside = _first_few(_subfolders(pred_dir)) or "empty"
-    raise StremnError(f"{where}: expected masks of {len(videos)} videos, found none of "
-                      f"{len(missing)}, {_first_few(missing)}; in {where}: {inside} ({way_out})")
+    raise StremnError(f"{pred_dir}: expected masks of {len(videos)} videos, found none of "
+                      f"{len(missing)}, {_first_few(missing)}; in {pred_dir}: {inside} "
+                      f"({way_out})")
 
 def _paired_folders(
     pred_dir:Path,         # Predictions
