@@ -18,7 +18,7 @@ from stremn.core import make_generator
 from stremn.data.clips import collate, one_hot_objects
 from stremn.data.chameleon import ChameleonConfig, chameleon
 from stremn.data.vos import VideoFolder
-from stremn.images import as_frame, as_labels
+from stremn.images import PALETTE, as_frame, as_labels
 from stremn.memory.bank import UpdatePolicy
 from stremn.memory.rules import RULES, Rule, newest, pick
 from stremn.models.hub import load
@@ -122,9 +122,10 @@ def test_what_is_no_frame_is_refused(bad, said):
 def test_masks_come_as_tensors_arrays_and_pictures():
     wanted = torch.tensor([[0, 1], [254, -1]])
     palette = Image.fromarray(np.array([[0, 1], [254, 255]], np.uint8)).convert("P")
+    palette.putpalette(PALETTE.ravel().tolist())
     for mask in (wanted, wanted.int(), wanted.numpy(), wanted.to(torch.int16)):
         assert torch.equal(as_labels(mask, (2, 2)), wanted)
-    assert as_labels(palette, (2, 2)).dtype == torch.int64
+    assert torch.equal(as_labels(palette, (2, 2)), wanted)
     assert as_labels(np.array([[True, False]]), (1, 2)).tolist() == [[1, 0]]
     refused("1x2 (width x height), found 2x2", as_labels, wanted, (2, 1))
     refused("float32", as_labels, wanted.float(), (2, 2))
