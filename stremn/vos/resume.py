@@ -56,8 +56,10 @@ def same_bytes(
     each = masks if isinstance(masks, Mapping) else {"":masks}
     found = hashlib.sha256()
     for name in sorted(each, key=str):
-        if each[name] is None: continue
-        mask = np.asarray(each[name])
+        mask = each[name]
+        if mask is None: continue
+        if isinstance(mask, (str, Path)): mask = np.frombuffer(Path(mask).read_bytes(), np.uint8)
+        mask = np.asarray(mask)
         found.update(f"{name} {mask.dtype} {mask.shape}".encode()+mask.tobytes())
     return found.hexdigest()[:16]
 
