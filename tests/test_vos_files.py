@@ -64,6 +64,22 @@ def test_masks_may_be_given_by_name(tmp_path, model, clip):
     assert [p.name for p in (tmp_path / "p").glob("*.png")] != [], "the masks are there"
 
 
+def test_ids_that_no_png_can_hold_are_refused_without_naming_a_hidden_file(tmp_path, model, clip):
+    refused("mask: expected ids up to 254, as a PNG holds, found 301", segment_video, VideoSegmenter(model),
+            stream(clip), clip.masks[0] + 300 * (clip.masks[0] == 1), tmp_path / "o", progress=False)
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_mask_may_be_a_path_or_white_on_black(tmp_path, model, clip):
+    "0 and 255, a file or an array: object 1."
+    white = 255 * (clip.masks[0] == 1).numpy().astype(np.uint8)
+    Image.fromarray(white).save(tmp_path / "m.png")
+    for k, mask in enumerate((white, tmp_path / "m.png", str(tmp_path / "m.png"))):
+        done = segment_video(VideoSegmenter(model), stream(clip, 2), mask, tmp_path / f"o{k}", video=False,
+                             progress=False)
+        assert done.objects == [1] and torch.equal(read_mask(done.folder / "00000.png"), (clip.masks[0] == 1).long())
+
+
 def test_one_frame_is_in_memory_at_a_time(tmp_path, model, clip):
     "No frame is kept once the next one has come."
     import weakref

@@ -132,6 +132,20 @@ def test_masks_come_as_tensors_arrays_and_pictures():
     refused("(1, 2, 2)", as_labels, wanted[None], (2, 2))
 
 
+def test_a_stream_takes_masks_in_every_form(model, tmp_path):
+    "Paths, colours, and white on black as an array: the same answers."
+    frames, wanted = torch.rand(2, 3, 24, 32), torch.zeros(24, 32, dtype=torch.long)
+    wanted[4:16, 6:20] = 1
+    white = 255 * wanted.numpy().astype(np.uint8)
+    Image.fromarray(white).save(tmp_path / "m.png")
+    before = VideoSegmenter(model)
+    answers = [before.step(frames[0], wanted), before.step(frames[1])]
+    assert torch.equal(answers[0], wanted)
+    for mask in (tmp_path / "m.png", str(tmp_path / "m.png"), white, white[..., None].repeat(3, 2), wanted > 0):
+        got = list(VideoSegmenter(model).track(frames, {0: mask}))
+        assert all(map(torch.equal, got, answers))
+
+
 @pytest.mark.parametrize("size", [(1, 1), (3, 2), (5, 33), (31, 47), (130, 97), (97, 201)])
 def test_any_size_in_the_same_size_out(model, size):
     mask = torch.zeros(size, dtype=torch.long)

@@ -25,7 +25,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from stremn.core import (
-    StremnError, atomic_write, check_output_folder, make_folder, move_results, results_in,
+    StremnError, atomic_write, check, check_output_folder, make_folder, move_results, results_in,
 )
 from ..data.video import VideoWriter
 from ..data.vos import DAVIS, VideoFolder, VideoSet
@@ -33,7 +33,7 @@ from ..data.youtube import YouTubeVOS
 from ..images import PALETTE, as_frame, read_mask, write_mask
 from ..viz import overlay
 from .resume import LOCK, MEMORY, RUN, Checkpoints, only_run, same_bytes
-from .state import MemoryReport, Picture
+from .state import Mask, MemoryReport
 from .stream import VideoSegmenter
 
 # %% ../../nbs/library/62_vos.files.ipynb #df6562e0
@@ -49,7 +49,7 @@ class SegmentationOutput:
 def label_source(
     segmenter:VideoSegmenter, # Its state moves on
     source:Iterable,          # Yields (name, frame, mask or None)
-    masks:Mapping|Picture|None, # As `VideoSegmenter.track` takes them
+    masks:Mapping|Mask|None,  # As `VideoSegmenter.track` takes them
     done:int=0,               # Frames that an earlier run has labelled
     folder:Path|None=None,    # Where it has put their masks
 )->Iterator[tuple[str,Tensor,Tensor,bool]]: # Name, frame (3,H,W), labels (H,W), is it new?
@@ -68,7 +68,10 @@ def label_source(
         for name,frame,_ in source:
             now.update(name=name, frame=as_frame(frame))
             yield name,now["frame"]
-    for labels in segmenter.track(noted(), masks): yield now["name"],now["frame"],labels,True
+    for labels in segmenter.track(noted(), masks):
+        highest = max(segmenter.objects, default=0)
+        check(highest<=254, f"mask: expected ids up to 254, as a PNG holds, found {highest}")
+        yield now["name"],now["frame"],labels,True
 
 # %% ../../nbs/library/62_vos.files.ipynb #62000001
 class Overlay:
@@ -166,7 +169,7 @@ def finish_run(
 def segment_video(
     segmenter:VideoSegmenter, # Fresh, or as it is to go on
     source:Iterable,          # Yields (name, frame, mask or None): a VideoFolder or VideoFile; its masks are not used
-    mask:Mapping[str,Picture]|Picture|None=None, # (H,W) object ids of the first frame; or {name: (H,W)}
+    mask:Mapping[str,Mask]|Mask|None=None, # (H,W) object ids of the first frame, or a path; or {name: mask}
     out:Path|str="masks",     # Folder to fill: <name>.png for every frame, and overlay.mp4
     *,
     fps:float|None=None,      # Of the overlay; None: the source's, or 24
@@ -183,8 +186,9 @@ def segment_video(
         segmenter: a fresh `VideoSegmenter`, or one that is to go on from where it is.
         source: yields `(name, frame, mask or None)`, as `VideoFolder` and `VideoFile` do; its masks
             are not used.
-        mask: `(H,W)` object ids of the first frame, or `{name: (H,W)}` for frames of any name;
-            frames before the first mask are background.
+        mask: object ids of the first frame in any form that `as_labels` takes, the path of a mask
+            among them; or `{name: mask}` for frames of any name, where those before the first mask
+            are background.
         out: folder to fill, "masks" by default: `<name>.png` for every frame, and `overlay.mp4`.
         fps: of the overlay; None: the source's own, or 24.
         video: write the overlay (True). If it cannot be written, there is a warning.

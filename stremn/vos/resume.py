@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..config import to_json
 from ..core import StremnError, make_folder
-from .state import Picture, read_state
+from .state import Mask, read_state
 from .stream import VideoSegmenter
 
 # %% ../../nbs/library/67_vos.resume.ipynb #67000005
@@ -50,7 +50,7 @@ def only_run(
 
 # %% ../../nbs/library/67_vos.resume.ipynb #67000006
 def same_bytes(
-    masks:Mapping[str,Picture]|Picture|None, # As a run takes them
+    masks:Mapping[str,Mask]|Mask|None, # As a run takes them
 )->str:                                      # 16 hexadecimal digits
     "Equal for equal masks."
     each = masks if isinstance(masks, Mapping) else {"":masks}

@@ -28,7 +28,7 @@ from stremn.vos.multiscale import (
     TestTimeConfig, TestView, average, flipped, remove_distant_components, seen_by, view_size,
 )
 from stremn.vos.state import (
-    MemoryReport, Picture, SavedState, StreamState, check_held, drop_object, fingerprint,
+    Mask, MemoryReport, Picture, SavedState, StreamState, check_held, drop_object, fingerprint,
     forget_frame, keep_frame, read_state, report_decision, write_state,
 )
 
@@ -48,7 +48,7 @@ class GivenMasks(NamedTuple):
 def check_labels(
     state:StreamState,    # Before the frame
     frame:Tensor,         # (3,H,W)
-    mask:Picture|None,    # (H,W) ids that are known at the frame
+    mask:Mask|None,       # (H,W) ids that are known at the frame, or the path of a mask
     absent:Sequence[int]=(), # Ids known not to be in the frame
 )->Tensor|None:           # (H,W) int64
     "The given labels; refuses a frame of another size, and a stream that begins without an object."
@@ -532,7 +532,7 @@ class VideoSegmenter(StreamMemory):
 
     def step(self,
         frame:Picture,          # (3,H,W) tensor, (H,W,3) array or PIL image; uint8 or floating point in [0,1]
-        mask:Picture|None=None, # (H,W) object ids known here: needed at the start, allowed at any frame
+        mask:Mask|None=None,    # (H,W) object ids known here, or a path: needed at the start, allowed at any frame
         *,
         absent:Sequence[int]=(), # Ids of objects that are known not to be in this frame
         return_prob:bool=False, # Return probabilities instead of labels
@@ -545,9 +545,10 @@ class VideoSegmenter(StreamMemory):
         Args:
             frame: a `(3,H,W)` tensor or an `(H,W,3)` array, uint8 or floating point in [0,1], or a
                 PIL image; all frames of a stream have one size.
-            mask: `(H,W)` whole numbers, the object ids known at this frame; 0 and -1 say nothing.
-                Needed at the start, allowed at any frame: new ids are followed from here on, known
-                ones are corrected, and a corrected frame is pinned (`pin`).
+            mask: `(H,W)` object ids known at this frame, a picture of them or its path (see
+                `images.as_labels`); 0 and -1 say nothing. Needed at the start, allowed at any
+                frame: new ids are followed from here on, known ones are corrected, and a corrected
+                frame is pinned (`pin`).
             absent: ids of objects that are known not to be in this frame.
             return_prob: return probabilities, not labels; their arg max is the label map.
             end: do not memorize the frame; objects that would enter with it are in the answer, but
@@ -580,7 +581,7 @@ class VideoSegmenter(StreamMemory):
 
     def track(self,
         frames:Iterable, # Frames as `step` takes them, or (name, frame, ...) as `VideoFolder` and `VideoFile` yield
-        masks:Mapping[int|str,Picture]|Picture|None=None, # {index or name: (H,W) ids}, or those of frame 0
+        masks:Mapping[int|str,Mask]|Mask|None=None, # {index or name: (H,W) ids}, or those of frame 0
         *,
         return_prob:bool=False, # Yield probabilities instead of labels
     )->Iterator[Tensor]: # For each frame what `step` returns
@@ -589,8 +590,8 @@ class VideoSegmenter(StreamMemory):
         Args:
             frames: any iterable of frames, or of `(name, frame, ...)` as `VideoFolder` and
                 `VideoFile` yield; one frame is in memory at a time.
-            masks: `{index: (H,W) ids}`, counted from the first of these frames, or `{name: ...}`
-                where frames have names; or one `(H,W)` for frame 0. None: none are given, which a
+            masks: `{index: mask}`, counted from the first of these frames, or `{name: mask}` where
+                frames have names, each as `step` takes it; or one mask for frame 0. None: none are given, which a
                 fresh stream refuses.
             return_prob: yield probabilities, as `step` returns them.
 
