@@ -77,6 +77,61 @@ def test_segment_writes_masks_and_overlay(work, weights, capsys, source):
     assert {k: v for k, v in files_below(work).items() if not k.startswith("masks")} == before
 
 
+def test_check_mask_says_what_it_sees(work, capsys):
+    "Every label with its colour, size and box, the rule, and a mask in the colours of DAVIS to go on with."
+    labels = np.zeros((48, 64), int)
+    labels[4:24, 10:40], labels[30:40, 50:60] = 1, 2
+    colours = np.array([(0, 0, 0), (250, 0, 0), (0, 250, 0)], np.uint8)
+    Image.fromarray(colours[labels]).quantize(3).save(work / "m.png")
+    status, out, err = stremn_main(capsys, "check-mask", "m.png", "--out", "a/seen.png")
+    assert (status, err) == (0, []) and out[0] == "m.png: 64x48 (width x height), 2 objects"
+    assert out[1] == ("read as: by colour, which the palette's indices contradict: flat colours numbered as they "
+                      "appear; background: black")
+    assert [line.split() for line in out[4:6]] == [
+        ["1", "(250,", "0,", "0)", "600", "19.5%", "10,", "4,", "30,", "20"],
+        ["2", "(0,", "250,", "0)", "100", "3.3%", "50,", "30,", "10,", "10"]]
+    assert out[3].split()[0] == "background" and out[-1] == "drawn in a/seen.png"
+    assert (read_mask(work / "a" / "seen.png").numpy() == labels).all()
+
+
+def test_check_mask_draws_over_the_frame(work, capsys):
+    status, out, err = stremn_main(capsys, "check-mask", "first.png", "--frame", "frames/0000.jpg", "--out", "seen.png")
+    assert (status, err, out[-1]) == (0, [], "drawn in seen.png")
+    seen = np.array(Image.open(work / "seen.png")).astype(int)
+    frame = np.array(Image.open(work / "frames" / "0000.jpg")).astype(int)
+    labels = read_mask(work / "first.png").numpy()
+    changed = (seen != frame).any(-1)
+    assert seen.shape == (48, 64, 3) and changed[labels > 0].mean() > .95 and changed[labels == 0].mean() < .1
+
+
+@pytest.mark.parametrize("command", ["check-mask", "segment"])
+def test_doubts_about_a_mask_are_lines_on_stderr(work, weights, capsys, command):
+    labels = (read_mask(work / "first.png") == 7).numpy()
+    Image.fromarray(np.where(labels, 0, 255).astype(np.uint8)).save(work / "inverted.png")
+    more = ["frames", "--mask", "inverted.png", "--out", "o", "--weights", weights, "--quiet", "--no-video"]
+    words = [command, "inverted.png"] if command == "check-mask" else [command, *more]
+    status, out, err = stremn_main(capsys, *words)
+    assert status == 0 and out and len(err) == 1 and err[0].startswith("stremn: warning: inverted.png: objects cover")
+
+
+@pytest.mark.parametrize(("name", "more", "said"), [
+    ("frames/0000.jpg", [], "frames/0000.jpg: expected a mask in flat colours"),
+    ("none.png", [], "none.png: expected a mask, found no such file"),
+    ("black.png", [], "black.png: expected at least one object"),
+    ("large.png", [], "large.png: expected ids from 1 to 254, as the masks to write can hold, found 300"),
+    ("first.png", ["--frame", "small.jpg"], "first.png: expected a mask of 9x9 (width x height) as small.jpg"),
+    ("first.png", ["--out", "seen.jpg"], "--out: expected a name ending in .png"),
+    ("first.png", ["--out", "first.png"], "--out: expected another file than those that are read")])
+def test_check_mask_refuses_in_one_line(work, capsys, name, more, said):
+    Image.fromarray(np.zeros((48, 64), np.uint8)).save(work / "black.png")
+    Image.fromarray(300 * (read_mask(work / "first.png") > 0).numpy().astype(np.uint16)).save(work / "large.png")
+    Image.new("RGB", (9, 9)).save(work / "small.jpg")
+    before = files_below(work)
+    status, out, err = stremn_main(capsys, "check-mask", name, *more)
+    assert (status, out, len(err)) == (2, [], 1) and err[0].startswith(f"stremn: error: {said}")
+    assert files_below(work) == before
+
+
 def test_options_reach_the_segmenter(work, weights, capsys):
     status, out, _ = segment(capsys, weights, "frames", "--quiet", "--no-video", "--policy", "newest", "--slots", "2")
     assert status == 0 and not (work / "masks" / "overlay.mp4").exists() and "frames 0, 6;" in out[1]
