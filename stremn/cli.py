@@ -181,6 +181,18 @@ def masks_of_frames(
     return found
 
 # %% ../nbs/library/90_cli.ipynb #90000013
+def frames_from(
+    path:Path, # Video file, or folder of frames
+    masks,     # Files of masks, which may lie in the folder
+    start:int, # The first frame that is segmented
+):             # `SourceFrom`
+    "The video from one frame on, and a line on files of its folder that are no frames."
+    from stremn.data.video import SourceFrom, open_source
+    source = open_source(path, masks)
+    out = getattr(source, "left_out", None)
+    if out: print(f"no frames, like the mask: {', '.join(out)}")
+    return SourceFrom(source, start)
+
 def check_is_folder(
     out:Path, # Wanted for masks
 )->None:
@@ -201,6 +213,7 @@ def print_result(
 
 def masks_to_start_from(
     options, # `Segment`
+    files,   # Frame -> file of a mask
     source,  # `SourceFrom`
     model,   # Network
 )->dict[str,object]: # Name of a frame -> (H,W) labels
@@ -209,7 +222,6 @@ def masks_to_start_from(
     o = options
     boxes = in_groups(o.box, 4, "--box: expected X Y WIDTH HEIGHT for each object")
     points = in_groups(o.point, 2, "--point: expected X Y for each click")
-    files = masks_of_frames(o.mask, o.start)
     if not (files or boxes or points):
         refuse("--mask: expected a mask to start from, found none; --box X Y W H or --point X Y "
                "makes one")
@@ -257,12 +269,12 @@ class Segment(SegmentOptions):
 
     def run(self)->None:
         "Segment, and say what was written and what the memory holds at the end."
-        from stremn.data.video import SourceFrom, open_source
         from stremn.vos.files import segment_video
         check_is_folder(self.out)
         segmenter = self.segmenter()
-        source = SourceFrom(open_source(self.source), self.start)
-        masks = masks_to_start_from(self, source, segmenter.model)
+        files = masks_of_frames(self.mask, self.start)
+        source = frames_from(self.source, files.values(), self.start)
+        masks = masks_to_start_from(self, files, source, segmenter.model)
         how = dict(video=self.video, overwrite=self.overwrite, resume=self.resume)
         with no_traces(self.out):
             done = segment_video(segmenter, source, masks, self.out, **how, progress=not self.quiet)
@@ -410,9 +422,10 @@ def only_given(
     data, # `DAVIS` or `YouTubeVOS`
 )->bool:  # True where the server keeps the truth
     "Are the masks that a method is given the only ones there?"
+    from stremn.images import list_pictures
     notes = getattr(data, "notes", None)                                       # what meta.json says; DAVIS has none
     for name,(_,masks) in data.folders.items():
-        there = sorted(p.stem for p in masks.glob("*.png"))
+        there = list(list_pictures(masks))
         given = there[:1] if notes is None else {note.frames[0] for note in notes[name].values()}
         if set(there)-set(given): return False
     return True

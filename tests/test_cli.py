@@ -160,6 +160,14 @@ def test_a_rule_of_ones_own_by_module_and_function(work, weights, capsys):
     assert predicted[0] == predicted[1] and len(predicted[0]) == 2
 
 
+def test_the_given_mask_may_lie_among_the_frames(work, weights, capsys):
+    (work / "first.png").rename(work / "frames" / "0000_mask.png")
+    words = ["segment", "frames", "--mask", "frames/0000_mask.png", "--out", "masks", "--weights", weights, "--quiet"]
+    status, out, err = stremn_main(capsys, *words, "--no-video")
+    assert (status, err) == (0, []) and out[0] == "no frames, like the mask: 0000_mask.png"
+    assert sorted(p.stem for p in (work / "masks").iterdir()) == sorted(p.stem for p in (work / "frames").glob("*.jpg"))
+
+
 def test_evaluate_segments_what_is_missing_and_scores(work, weights, capsys):
     words = ["evaluate", make_davis_2016(work), "--pred", "pred", "--segment", "--year", "2016", "--weights", weights,
              "--quiet"]

@@ -113,6 +113,20 @@ def test_a_damaged_truth_is_not_taken_for_a_hidden_one(work, weights, capsys):
 
 
 # ---------------------------------------------------------------- DAVIS
+def test_hidden_files_do_not_make_a_truth(work):
+    root = make_davis_2016(work)
+    for name in ("one", "two"):
+        folder = root / "Annotations" / "480p" / name
+        for t in range(1, 5):
+            (folder / f"{t:05d}.png").unlink()
+        (folder / "._00000.png").write_bytes(b"x")
+        (folder / "00000.png").rename(folder / "00000.PNG")
+    data = cli.open_split(root, 2016, "val", "480p", False, False)
+    assert cli.only_given(data)
+    write_mask(folder / "00001.png", read_mask(folder / "00000.PNG"))
+    assert not cli.only_given(data)
+
+
 def test_test_dev_is_segmented_and_packed(work, weights, capsys):
     root = make_davis_2016(work)
     (root / "ImageSets" / "2017").mkdir()
@@ -164,12 +178,11 @@ def test_results_are_scored_and_none_is_invented(work, capsys, monkeypatch):
     assert (status, err) == (0, []) and out[-1] == "2 sequences found in pred; scores in pred/scores.csv"
     assert "| one | 1 | 3 | 1.000 | 1.000 | 1.000 |" in " ".join(out)
     shutil.rmtree(pred / "two")
-    before = files_below(work)
     status, out, err = stremn_main(capsys, *words)
     assert files_below(work) == before                                         # nothing was segmented
     assert (status, out, len(err)) == (2, [], 1) and "pred: expected masks of 2 videos, found none of 1, two" in err[0]
     (pred / "two").mkdir()                                                     # an empty folder is no result
-    assert "found none of 1, two" in stremn_main(capsys, *words)[2][0]
+    assert "found none of 1, two" in stremn_main(capsys, *words)[2][0] and not any((pred / "two").iterdir())
 
 
 @pytest.mark.parametrize(("pred", "pieces"), [

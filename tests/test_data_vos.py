@@ -67,6 +67,33 @@ def test_a_truncated_frame_in_a_good_folder_is_named_when_it_is_read(tmp_path):
     refused(["00001.jpg", "truncated"], next, stream)
 
 
+# ---------------------------------------------------------------- a mask among the frames
+@pytest.mark.parametrize(("given", "others", "left_out"), [
+    ("00000_mask.png", [], ["00000_mask.png"]),
+    ("mask.PNG", [], ["mask.PNG"]),
+    ("00000.png", [], ["00000.png"]),                                          # beside 00000.jpg: of the same frame
+    ("00000_mask.png", ["00001_mask.png", "00002_mask.png"], ["00000_mask.png", "00001_mask.png", "00002_mask.png"])])
+def test_the_given_mask_is_no_frame(tmp_path, given, others, left_out):
+    make_video_folder(tmp_path / "f", n=3)
+    for name in (given, *others):
+        Image.new("L", (W, H)).save(tmp_path / "f" / name)
+    video = VideoFolder(tmp_path / "f", given=tmp_path / "f" / ".." / "f" / given)
+    assert (video.names, video.left_out) == (["00000", "00001", "00002"], left_out)
+    assert video.frame_files["00000"].name == "00000.jpg"
+
+
+def test_a_mask_named_like_the_frames_is_refused(tmp_path):
+    make_video_folder(tmp_path / "f", n=3)
+    given = tmp_path / "f" / "00003.png"
+    Image.new("L", (W, H)).save(given)
+    refused(["00003.png: expected a mask outside the folder", "3 pictures named like it", "mask.png"],
+            VideoFolder, tmp_path / "f", given=given)
+    Image.new("L", (W, H)).save(tmp_path / "f" / "cover.png")
+    refused("00003.png: expected a mask outside the folder", VideoFolder, tmp_path / "f", given=given)
+    given.rename(tmp_path / "00003.png")
+    assert VideoFolder(tmp_path / "f", given=tmp_path / "00003.png").left_out == []
+
+
 # ---------------------------------------------------------------- data sets
 def test_davis_2017_and_2016_from_the_same_files(tmp_path):
     make_davis(tmp_path, ["bear", "cows"])

@@ -11,8 +11,8 @@ from helpers import frame_pixels, label_map
 from refusals import refused
 from stremn.core import StremnError
 from stremn.images import (
-    PALETTE, as_labels, fit_size, image_size, mask_doubts, natural_key, read_frame, read_mask, resize_frame,
-    resize_mask, to_frame, to_pixels, understand_mask, write_mask,
+    PALETTE, as_labels, fit_size, image_size, list_pictures, mask_doubts, natural_key, read_frame, read_mask,
+    resize_frame, resize_mask, to_frame, to_pixels, understand_mask, write_mask,
 )
 
 H, W = 12, 16
@@ -442,3 +442,43 @@ def test_fit_size():
     assert fit_size((10, 20), (3, 4)) == (3, 4)
     for bad in (0, -3, (0, 4), (1, 2, 3)):
         refused("size", fit_size, (10, 20), bad)
+
+
+# ---------------------------------------------------------------- a folder
+def touch(folder, *names):
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        (folder / name).touch()
+    return folder
+
+
+def test_a_folder_is_listed_by_name_in_natural_order(tmp_path):
+    clip = touch(tmp_path / "clip", "10.JPG", "9.jpeg", "100.Png", "._9.png", ".DS_Store", "Thumbs.db", "desktop.ini",
+                 "9.json", "list.txt", "overlay.mp4")
+    (clip / "extra").mkdir()
+    assert {k: p.name for k, p in list_pictures(clip).items()} == {"9": "9.jpeg", "10": "10.JPG", "100": "100.Png"}
+    assert list(list_pictures(clip)) == ["9", "10", "100"]
+    assert list(list_pictures(clip, (".jpg", ".jpeg", ".png"))) == ["9", "10", "100"]
+    assert list_pictures(touch(tmp_path / "empty")) == {}
+    assert list(list_pictures(clip, skip="10.JPG")) == ["9", "100"]
+
+
+@pytest.mark.parametrize("lost", ["00002.heic", "b.HEIC", "00002.txt", "00002.gif", "00002", "00002.jpg.part",
+                                  "00002.jpg~", "00002.npy"])
+def test_a_frame_is_never_dropped_in_silence(tmp_path, lost):
+    clip = touch(tmp_path / "clip", "00000.jpg", "00001.jpg", "00003.jpg")
+    assert len(list_pictures(clip)) == 3
+    refused([f"{lost}: expected pictures (.jpg", "convert it, or move it"], list_pictures, touch(clip, lost))
+
+
+def test_links_folders_and_twins_are_refused_by_name(tmp_path):
+    clip = touch(tmp_path / "clip", "00000.jpg", "00001.jpg")
+    (clip / "00002.jpg").symlink_to("/nowhere/x.jpg")
+    refused("00002.jpg: expected a picture, found a link to nothing", list_pictures, clip)
+    (clip / "00002.jpg").unlink()
+    (clip / "00002.jpg").mkdir()
+    refused("00002.jpg: expected a picture, found a folder", list_pictures, clip)
+    (clip / "00002.jpg").rmdir()
+    (clip / "00002.jpg").symlink_to(clip / "00001.jpg")
+    assert list(list_pictures(clip)) == ["00000", "00001", "00002"]
+    refused("found 00001.PNG and 00001.jpg", list_pictures, touch(clip, "00001.PNG"))

@@ -175,7 +175,7 @@ def test_what_cannot_be_scored_is_refused(tree):
     refused("nowhere: expected a folder of masks, found no such folder", score, "nowhere")
     lost = tree / "masks" / "v1" / "00015.png"
     lost.unlink()
-    refused("00015.png: expected a mask for every scored frame, found no file", score)
+    refused("v1: expected masks of 6 scored frames, found none of 1, 00015", score)
     write_mask(lost, torch.full((H, W), 77))
     refused("found also", score)
     (tree / "train" / "Annotations" / "v0" / "00025.png").unlink()
@@ -233,12 +233,12 @@ def test_ends_need_no_prediction(davis):
     for t in (0, 4):
         (davis / f"masks/cat/{t:05d}.png").unlink()
     evaluate_davis(davis / "masks", davis)
-    with pytest.raises(StremnError, match="00000.png"):
+    with pytest.raises(StremnError, match="cat: expected masks of 5 scored frames, found none of 2, 00000, 00004"):
         evaluate_folders(davis / "masks", davis / "Annotations/480p", drop_ends=False)
 
 
 @pytest.mark.parametrize("harm,expected", [
-    (lambda d: (d / "masks/dog/00002.png").unlink(), ("dog/00002.png", "found no file")),
+    (lambda d: (d / "masks/dog/00002.png").unlink(), ("masks/dog: expected masks of 3 scored frames", "none of 1, 00002")),
     (lambda d: [f.unlink() for f in (d / "masks/dog").iterdir()] and (d / "masks/dog").rmdir(),
      ("masks: expected masks of 2 videos, found none of 1, dog; in", ": cat")),
     (lambda d: write_mask(d / "masks/dog/00002.png", torch.zeros(10, 20, dtype=torch.long)),
@@ -263,6 +263,18 @@ def test_what_does_not_match_is_refused_by_file_name(davis, harm, expected):
     with pytest.raises(StremnError) as e:
         evaluate_davis(davis / "masks", davis)
     assert all(part in str(e.value) for part in expected) and "\n" not in str(e.value)
+
+
+def test_a_mask_is_found_whatever_its_ending_and_whatever_lies_beside_it(davis):
+    want = evaluate_davis(davis / "masks", davis).metrics
+    for tree in ("masks", "Annotations/480p"):
+        (davis / tree / "dog/00002.png").rename(davis / tree / "dog/00002.PNG")
+        for junk in ("cat/._00000.png", "cat/Thumbs.db", "._cat", ".DS_Store", "dog/.00001.png"):
+            (davis / tree / junk).write_bytes(b"x")
+    assert evaluate_davis(davis / "masks", davis).metrics == want
+    assert evaluate_folders(davis / "masks", davis / "Annotations/480p").metrics == want
+    (davis / "masks/cat/00009.txt").touch()
+    refused("cat/00009.txt: expected pictures", evaluate_davis, davis / "masks", davis)
 
 
 def test_unknown_year_is_refused(davis):

@@ -131,9 +131,8 @@ def _still_row(
 
 def _with_masks(folder:Path, name:str, images:str, masks:str, suffix:str)->set[str]:
     "The pictures of a layout that have a mask, by name; for COCO all, if the list of masks exists."
-    files = list((folder/images).iterdir())
-    pictures = {p.stem for p in files if _is_image(p) and p.suffix.lower()!=suffix}
-    if suffix==".png" and images!=masks: pictures |= {p.stem for p in files if p.suffix==".png"}
+    files = [p for p in (folder/images).iterdir() if _is_image(p)]
+    pictures = {p.stem for p in files if images!=masks or p.suffix.lower()!=suffix}
     if name=="COCO" and (folder/masks/f"instances_{images}.json").is_file(): return pictures
     return pictures & {p.stem for p in (folder/masks).iterdir() if p.suffix.lower()==suffix}
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..core import StremnError, check
 from .video import VideoFile
-from ..images import IMAGE_SUFFIXES, LUMA, natural_key, read_frame
+from ..images import IMAGE_SUFFIXES, LUMA, list_pictures, natural_key, read_frame
 
 # %% ../../nbs/library/18_data.prediction.ipynb #d7a7a98f
 @dataclass(frozen=True)
@@ -290,8 +290,8 @@ def _names(folder:Path)->list[str]: # In natural order, hidden ones skipped
     return sorted((n for n in os.listdir(folder) if not n.startswith(".")), key=natural_key)
 
 def _images(folder:Path)->list[Path]: # In natural order
-    "The images of a folder."
-    return [folder/n for n in _names(folder) if Path(n).suffix.lower() in IMAGE_SUFFIXES]
+    "The images of a folder; none where it does not exist."
+    return list(list_pictures(folder).values()) if folder.is_dir() else []
 
 def _kth_entries(
     folder:Path, # Holds boxing, handclapping, ...
@@ -380,9 +380,10 @@ def _human_entries(
 )->dict[str,list]: # Video -> subject, and its file or (number, image) pairs
     "What there is of Human3.6M's walking scenes."
     out:dict[str,list] = {}
+    for file in _images(folder):
+        if m:=HUMAN_FRAME.fullmatch(file.name):
+            out.setdefault(m[1], [int(m[2]), []])[1].append((int(m[3]), file))
     for name in _names(folder):
-        if m:=HUMAN_FRAME.fullmatch(name):
-            out.setdefault(m[1], [int(m[2]), []])[1].append((int(m[3]), folder/name))
         if not re.fullmatch(r"S\d+", name): continue
         for file in _names(folder/name/"Videos"):
             if not (m:=HUMAN_VIDEO.fullmatch(file)): continue

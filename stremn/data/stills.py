@@ -26,7 +26,8 @@ from stremn.data.augment import (
 )
 from .clips import Clip
 from stremn.images import (
-    IMAGE_SUFFIXES, natural_key, read_frame, read_mask, resize_frame, resize_mask,
+    IMAGE_SUFFIXES, list_pictures, natural_key, read_frame, read_mask, resize_frame,
+    resize_mask,
 )
 
 # %% ../../nbs/library/17_data.stills.ipynb #0f15db47
@@ -205,14 +206,6 @@ LAYOUTS = { # name: [(folder of pictures, folder of masks, ending of a mask's na
     "pennfudan":[("PNGImages", "PedMasks", "_mask", None)], "sbd":[("img", "inst", "", None)],
     "folders":[("images", "masks", "", None)]}
 
-def _files(
-    folder:Path,           # To list
-    endings:Sequence[str], # Which files
-)->dict[str,Path]:         # Stem to file, in natural order
-    "Files of a folder by name; hidden ones do not count."
-    found = sorted(folder.iterdir(), key=lambda p: natural_key(p.name))
-    return {p.stem:p for p in found if p.suffix.lower() in endings and not p.name.startswith(".")}
-
 # %% ../../nbs/library/17_data.stills.ipynb #1ae7724a
 def _pairs(
     images:Path,  # Folder of pictures
@@ -225,9 +218,9 @@ def _pairs(
     if images==masks:
         picture_endings = (".jpg", ".jpeg")
         mask_endings = (".png",)
-    pictures = _files(images, picture_endings)
+    pictures = list_pictures(images, picture_endings)
     if not pictures: raise StremnError(f"{images}: expected pictures, found none")
-    maps = _files(masks, mask_endings)
+    maps = list_pictures(masks, mask_endings)
     single = [p for n,p in pictures.items() if n+ending not in maps]
     single += [p for n,p in maps.items()
                if not n.endswith(ending) or n.removesuffix(ending) not in pictures]
@@ -288,7 +281,7 @@ def _coco(
     "COCO's pictures with objects, and their outlines."
     file = root/"annotations"/f"instances_{split}.json"
     objects = _coco_outlines(file)
-    stems = set(_files(root/split, IMAGE_SUFFIXES)) if (root/split).is_dir() else set()
+    stems = set(list_pictures(root/split)) if (root/split).is_dir() else set()
     missing = [n for n in objects if Path(n).stem not in stems]
     if missing:
         raise StremnError(f"{root/split/missing[0]}: expected the {len(objects)} pictures listed "

@@ -8,7 +8,7 @@ __all__ = ['VideoWriter', 'VideoFile', 'open_source', 'SourceFrom']
 # %% ../../nbs/library/15_data.video.ipynb #d491d67f
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -268,11 +268,13 @@ class VideoFile:
 # %% ../../nbs/library/15_data.video.ipynb #19f4bb2c
 def open_source(
     path:Path|str, # Video file, or folder of frames
+    given:Path|str|Iterable[Path|str]=(), # Masks that may lie among the frames, and are none
 )->VideoFolder|VideoFile: # Iterates as `(name, frame, mask or None)`
     """Open a video file or a folder of frames.
 
     Args:
         path: Video file (mp4, avi, mkv, webm, ... whatever FFmpeg reads), or folder of pictures.
+        given: Path of a mask, or several, that may lie among the frames of a folder, and are none.
 
     Returns:
         A `VideoFile` or a `VideoFolder`. Both iterate as `(name, frame, mask)`: the frame (3,H,W)
@@ -289,7 +291,7 @@ def open_source(
     if not path.exists():
         raise StremnError(f"{path}: expected a video file or a folder of frames, "
                           "found no such file or folder")
-    if path.is_dir(): return VideoFolder(path)
+    if path.is_dir(): return VideoFolder(path, given=given)
     if path.suffix.lower() in IMAGE_SUFFIXES:
         raise StremnError(f"{path}: expected a video file or a folder of frames, "
                           "found a single image")

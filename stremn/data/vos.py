@@ -6,7 +6,7 @@
 __all__ = ['VideoFolder', 'VideoSet', 'FramesAndMasks', 'DAVIS', 'load_clip']
 
 # %% ../../nbs/library/13_data.vos.ipynb #2c84d637
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -15,8 +15,8 @@ from torch import Tensor
 from ..core import StremnError, check
 from .clips import Clip
 from stremn.images import (
-    IMAGE_SUFFIXES, _is_image, image_size, natural_key, read_frame, read_mask, resize_frame,
-    resize_mask,
+    IMAGE_SUFFIXES, _is_image, image_size, list_pictures, name_shape, natural_key, read_frame,
+    read_mask, resize_frame, resize_mask,
 )
 
 # %% ../../nbs/library/13_data.vos.ipynb #49323093
@@ -35,32 +35,42 @@ def _first_few(
 def _images(
     folder:Path, # Folder to list
     what:str,    # What the caller expects there, for the message
+    skip:Collection[str]=(), # Names of files that do not count
 )->dict[str,Path]: # Stem to file, in natural order
-    "The images of one folder by name without ending; hidden files are skipped."
+    "The pictures of a folder, at least one."
     if not folder.is_dir():
         raise StremnError(f"{folder}: expected {what}, found {_instead(folder)}")
-    files = [p for p in folder.iterdir() if _is_image(p) and p.is_file()]
-    if not files:
-        inside = sorted(p.name for p in folder.iterdir() if p.is_dir())
-        found = "no images"
-        if inside: found = f"{len(inside)} folders ({_first_few(inside, 3)})"
-        endings = " ".join(IMAGE_SUFFIXES)
-        raise StremnError(f"{folder}: expected {what} ({endings}), found {found}")
-    out:dict[str,Path] = {}
-    for p in sorted(files, key=lambda p: (natural_key(p.stem), p.name)):
-        if p.stem in out:
-            raise StremnError(f"{folder}: expected one file per frame, "
-                              f"found {out[p.stem].name} and {p.name}")
-        out[p.stem] = p
-    return out
+    files = list_pictures(folder, skip=skip)
+    if files: return files
+    inside = sorted(p.name for p in folder.iterdir() if p.is_dir())
+    found = f"{len(inside)} folders ({_first_few(inside, 3)})" if inside else "no images"
+    raise StremnError(f"{folder}: expected {what} ({' '.join(IMAGE_SUFFIXES)}), found {found}")
 
 # %% ../../nbs/library/13_data.vos.ipynb #03452c28
+def _without_masks(
+    folder:Path,          # Of frames
+    masks:Sequence[Path], # Masks given, which may lie among them
+)->tuple[dict[str,Path],list[str]]: # Frames by name; names of the files that are left out
+    "The frames of a folder, without the given masks and others named like them."
+    inside = [m for m in masks if m.parent.resolve()==folder.resolve()]
+    if not inside: return _images(folder, "a folder of frames"),[]
+    names = [m.name for m in inside]
+    frames = _images(folder, "a folder of frames beside the mask", skip=names)
+    shapes = {name_shape(m.stem) for m in inside if m.stem not in frames}
+    like = [n for n in frames if name_shape(n) in shapes]
+    if len(like)>=len(frames)-len(like):
+        raise StremnError(f"{inside[0]}: expected a mask outside the folder of frames, or of another "
+                          f"name than theirs, found it among {len(like)} pictures named like it "
+                          "(move it, or call it mask.png)")
+    left_out = names+[frames[n].name for n in like]
+    return {n:p for n,p in frames.items() if n not in like},left_out
+
 def _matched(
-    frames_dir:Path,      # Folder of images
+    frames:dict[str,Path],# By name
+    frames_dir:Path,      # Their folder
     masks_dir:Path|None,  # Folder of label maps, or None
-)->tuple[dict[str,Path],dict[str,Path],tuple[int,int]]: # Frames and masks by name; (H,W)
-    "List frames and masks; refuse masks without a frame, and images of another size."
-    frames = _images(frames_dir, "a folder of frames")
+)->tuple[dict[str,Path],tuple[int,int]]: # Masks by name; (H,W)
+    "List masks; refuse those without a frame, and images of another size."
     masks = _images(masks_dir, "a folder of masks") if masks_dir is not None else {}
     first = next(iter(frames.values()))
     size = image_size(first)
@@ -72,7 +82,7 @@ def _matched(
         if found==size: continue
         raise StremnError(f"{file}: expected {size[1]}x{size[0]} pixels (width x height) "
                           f"like {first}, found {found[1]}x{found[0]}")
-    return frames,masks,size
+    return masks,size
 
 # %% ../../nbs/library/13_data.vos.ipynb #29f80e6d
 class VideoFolder:
@@ -81,13 +91,15 @@ class VideoFolder:
     Iterating yields `(name, frame, mask or None)` with one frame in memory at a time, as that of a
     `VideoFile` does. Sizes are compared when it is made; pixels are read when they are asked for.
     Attributes: `name`; `names`, of the frames; `size`, (H,W); `length`; `fps`, always `None`;
-    `object_ids`; `frame_files` and `mask_files`, paths by frame name.
+    `object_ids`; `frame_files` and `mask_files`, paths by frame name; `left_out`, names of files.
 
     Args:
         frames_dir: Folder of images, one per frame, in the natural order of their names.
         masks_dir: Folder of label maps named as their frames; frames may lack one. Default: none.
         merge: One object: every id becomes 1 (DAVIS 2016). Default False.
         name: Name of the video. Default: name of the frames folder.
+        given: Path of a mask, or several, that may lie among the frames and are none; others named
+            like them are left out, too. Default: none.
 
     Raises:
         StremnError: A folder is missing or holds no images, two frames share a name, a mask has no
@@ -104,12 +116,15 @@ class VideoFolder:
         masks_dir:Path|str|None=None, # Folder of label maps named as their frames; frames may lack one
         merge:bool=False,             # One object: every id becomes 1 (DAVIS 2016)
         name:str|None=None,           # Default: name of the frames folder
+        given:Path|str|Iterable[Path|str]=(), # Masks that may lie among the frames, and are none
     ):
         self.path = Path(frames_dir)
         self.merge = merge
         self.name = name or self.path.resolve().name
         masks = None if masks_dir is None else Path(masks_dir)
-        self.frame_files,self.mask_files,self.size = _matched(self.path, masks)
+        given = [Path(file) for file in ([given] if isinstance(given, (str, Path)) else given)]
+        self.frame_files,self.left_out = _without_masks(self.path, given)
+        self.mask_files,self.size = _matched(self.frame_files, self.path, masks)
         self.names = list(self.frame_files)
         self.length:int|None = len(self.names) # Readers of other sources may not know theirs
         self._ids:list[int]|None = None        # Known after the first call of `object_ids`

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..core import StremnError, check
-from ..data.vos import _first_few, _has_images, _instead, _subfolders
+from ..data.vos import _first_few, _has_images, _images, _instead, _subfolders
 from ..data.youtube import YouTubeVOS, unseen_objects
 from ..images import natural_key, read_mask
 from ..metrics.vos import Report, YouTubeReport, ids_of, score_late, score_video
@@ -34,22 +34,25 @@ def read_labels(
 # %% ../../nbs/library/64_vos.evaluate.ipynb #f1a0000b
 def read_pair(
     pred:Path,           # Folder with one predicted mask a frame, named as the true ones
-    truth:Path,          # Folder with one true mask per annotated frame (png)
+    truth:Path,          # Folder with one true mask per annotated frame
     single:bool=False,   # Take everything that is not background as object 1, as DAVIS 2016 does?
     drop_ends:bool=True, # Will the first and the last frame be dropped? Then they need no prediction
 )->tuple[Tensor,Tensor]: # Predicted and true label maps, (T,H,W) int16
     "Predicted and true label maps of one video; whatever does not match is refused by name."
-    files = sorted(truth.glob("*.png"), key=lambda f: natural_key(f.stem))
-    if not files: raise StremnError(f"{truth}: expected true masks (*.png), found none")
-    if not pred.is_dir():
-        raise StremnError(f"{pred}: expected a folder with the predicted masks of {truth.name!r}, "
-                          "found none")
-    size = tuple(read_labels(files[0]).shape)
-    labels = torch.stack([read_labels(f, size) for f in files])
+    files = _images(truth, "true masks")
+    found = _images(pred, f"the predicted masks of {truth.name!r}")
+    names = list(files)
+    scored = names[1:-1] if drop_ends else names
+    missing = [name for name in scored if name not in found]
+    if missing:
+        raise StremnError(f"{pred}: expected masks of {len(scored)} scored frames, found none of "
+                          f"{len(missing)}, {_first_few(missing)}")
+    size = tuple(read_labels(files[names[0]]).shape)
+    labels = torch.stack([read_labels(f, size) for f in files.values()])
     known = {0, -1}.union(*(ids_of(m) for m in labels))
     maps = labels.clone()
-    scored = range(len(files))[1:-1] if drop_ends else range(len(files))
-    for t in scored: maps[t] = _read_prediction(pred/files[t].name, size, None if single else known)
+    for t,name in enumerate(names):
+        if name in scored: maps[t] = _read_prediction(found[name], size, None if single else known)
     if not single: return maps, labels
     return (maps>0).short(), torch.where(labels<0, labels, (labels>0).short())
 
@@ -59,8 +62,6 @@ def _read_prediction(
     known:set[int]|None,  # Ids it may contain; None: any
 )->Tensor:                # (H,W) int16
     "One predicted label map."
-    if not path.is_file():
-        raise StremnError(f"{path}: expected a mask for every scored frame, found no file")
     labels = read_labels(path, size)
     extra = set() if known is None else set(ids_of(labels))-known
     if extra:
@@ -233,7 +234,7 @@ def evaluate_youtube(
     scores = {}
     for v in tqdm(data.names, desc="scoring", unit="video", disable=not progress):
         truth = data.folders[v][1]
-        files = sorted((f.stem for f in truth.glob("*.png")), key=natural_key)
+        files = list(_images(truth, "true masks"))
         wanted = {f for note in data.notes[v].values() for f in note.frames}
         missing = sorted(wanted-set(files), key=natural_key)
         if missing:

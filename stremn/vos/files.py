@@ -28,7 +28,7 @@ from stremn.core import (
     StremnError, atomic_write, check, check_output_folder, make_folder, move_results, results_in,
 )
 from ..data.video import VideoWriter
-from ..data.vos import DAVIS, VideoFolder, VideoSet
+from ..data.vos import DAVIS, VideoFolder, VideoSet, _images
 from ..data.youtube import YouTubeVOS
 from ..images import PALETTE, as_frame, read_mask, write_mask
 from ..viz import overlay
@@ -357,14 +357,12 @@ def _masks_of(
     frames:Sequence[str], # Names that are needed
 )->dict[str,Path]:        # Name -> file
     "The files of one video, none missing."
-    if not pred_dir.is_dir():
-        raise StremnError(f"{pred_dir}: expected a folder with the masks of {pred_dir.name}, "
-                          "found none")
-    lost = [f for f in frames if not (pred_dir/f"{f}.png").is_file()]
+    found = _images(pred_dir, f"a folder with the masks of {pred_dir.name}")
+    lost = [f for f in frames if f not in found]
     if lost:
         missing = ", ".join(lost[:3])
         raise StremnError(f"{pred_dir}: expected {len(frames)} masks, found none for {missing}")
-    return {f:pred_dir/f"{f}.png" for f in frames}
+    return {f:found[f] for f in frames}
 
 def _check_complete(
     pred_dir:Path|str,     # For the message
