@@ -215,6 +215,44 @@ def at_least_float32(
     "Half precision becomes float32; float32 and float64 stay."
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
+# %% ../nbs/library/01_core.ipynb #7c15e002
+RESERVED = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9])(\..*)?", re.I) # Windows keeps these for devices
+
+def check_name(
+    name:object,  # Of a frame or a video
+    where:object, # Where it comes from, for the message
+)->None:
+    "Refuse what cannot name a file: a path, a hidden or reserved name, one too long, or no text."
+    found = repr(name)[:40]
+    try: size = len(os.fsencode(name)) if isinstance(name, str) else 0
+    except ValueError: size = 0                           # half a character
+    if size>220: found += f"... of {size} bytes"
+    elif size and not re.search(r"[/\\\x00-\x1f]|^\.", name) and not RESERVED.fullmatch(name): return
+    raise StremnError(f"{where}: expected names that can name files, found {found}")
+
+def named(
+    source:Iterable, # Yields (name, ...)
+    where:object,    # What it is, for the message
+)->Iterator:         # The same
+    "The items of a source, each with a name that can name a file and that none before it had."
+    seen = set()
+    for item in source:
+        check_name(item[0], where)
+        if item[0] in seen:
+            raise StremnError(f"{where}, frame {item[0]}: expected frames of different names, "
+                              "found this one twice")
+        seen.add(item[0])
+        yield item
+
+def read_text(
+    path:Path, # A list, or JSON
+)->str:
+    "Text in UTF-8, with a byte-order mark in front or without."
+    try: return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise StremnError(f"{path}: expected text in UTF-8, found another encoding "
+                          "(save it as UTF-8)") from error
+
 # %% ../nbs/library/01_core.ipynb #050bd8f8
 @contextmanager
 def atomic_write(

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from stremn.core import (
-    StremnError, at_least_float32, atomic_write, check, check_apart, check_output_folder, device_name, fill_folder,
-    free_threads, make_generator, pick_device, seed_everything,
+    StremnError, at_least_float32, atomic_write, check, check_apart, check_name, check_output_folder, device_name,
+    fill_folder, free_threads, make_generator, named, pick_device, read_text, seed_everything,
 )
+from refusals import refused
 
 
 def one_line(exc):
@@ -68,6 +69,36 @@ def test_half_precision_becomes_float32_and_nothing_else_changes():
         assert at_least_float32(x).dtype == expected and torch.equal(at_least_float32(x).to(given), x)
     x = torch.zeros(2, dtype=torch.float64)
     assert at_least_float32(x) is x, "nothing is copied where nothing changes"
+
+
+# ---- names and texts -------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "a\\b", "/x", "", ".", "..", ".x", "x\0", "x\n", "CON", "nul.0", "com1",
+                                  "x" * 221, "帧" * 80, "\ud800", None, 7, b"x"])
+def test_a_name_that_cannot_name_a_file_is_refused(name):
+    refused("camera: expected names that can name files, found ", check_name, name, "camera")
+
+
+@pytest.mark.parametrize("name", ["00000", "-1", "1.05", "x" * 220, "帧", "12:30:05", "console", "a b", "x\u202fy", "…"])
+def test_other_names_are_taken(name):
+    check_name(name, "camera")
+
+
+def test_frames_have_different_names():
+    frames = [("a", 1), ("b", 2), ("a", 3)]
+    assert list(named(frames[:2], "camera")) == frames[:2]
+    refused("camera, frame a: expected frames of different names, found this one twice",
+            lambda: list(named(frames, "camera")))
+
+
+def test_lists_are_read_with_a_byte_order_mark_and_without(tmp_path):
+    file = tmp_path / "val.txt"
+    for encoding in ("utf-8", "utf-8-sig"):
+        file.write_bytes("dogs\r\n帧\r\n".encode(encoding))
+        assert read_text(file).split() == ["dogs", "帧"]
+    for encoding in ("utf-16", "latin-1"):
+        file.write_bytes("café\n".encode(encoding))
+        refused(["val.txt: expected text in UTF-8", "save it as UTF-8"], read_text, file)
 
 
 # ---- files and folders ---------------------------------------------------------------------------------------------

@@ -119,6 +119,15 @@ def test_davis_2016_as_its_own_archive_lists_it(tmp_path):
     assert DAVIS(tmp_path, 2016, "train").names == ["cows", "bear"]
 
 
+def test_lists_that_windows_wrote_are_read(tmp_path):
+    make_davis(tmp_path, ["bear", "cows"])
+    (tmp_path / "ImageSets" / "2017").mkdir(parents=True)
+    (tmp_path / "ImageSets" / "2017" / "val.txt").write_bytes(b"\xef\xbb\xbfbear\r\ncows\r\n")
+    assert DAVIS(tmp_path).names == ["bear", "cows"]
+    (tmp_path / "ImageSets" / "2017" / "val.txt").write_bytes("bear\n".encode("utf-16"))
+    refused(["val.txt", "UTF-8"], DAVIS, tmp_path)
+
+
 def test_davis_says_what_is_missing(tmp_path):
     refused(["nowhere", "DAVIS folder"], DAVIS, tmp_path / "nowhere")
     make_davis(tmp_path, ["bear"])

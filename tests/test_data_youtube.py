@@ -53,6 +53,11 @@ def test_a_wrong_meta_file_is_refused(tmp_path, text, match):
 def test_frames_of_a_note_are_sorted_by_number(tmp_path):
     (tmp_path / "m.json").write_text('{"videos": {"v": {"objects": {"3": {"frames": ["10", "9", "100"]}}}}}')
     assert read_meta(tmp_path / "m.json") == {"v": {3: Note(("9", "10", "100"), None)}}
+    text = (tmp_path / "m.json").read_text()
+    (tmp_path / "m.json").write_text(text, encoding="utf-8-sig")
+    assert read_meta(tmp_path / "m.json") == {"v": {3: Note(("9", "10", "100"), None)}}
+    (tmp_path / "m.json").write_text(text, encoding="utf-16")
+    refused("m.json: expected text in UTF-8", read_meta, tmp_path / "m.json")
     refused("no such file", read_meta, tmp_path / "none.json")
     refused("a folder", read_meta, tmp_path)
 

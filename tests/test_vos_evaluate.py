@@ -253,8 +253,9 @@ def test_ends_need_no_prediction(davis):
     (lambda d: [(d / f"Annotations/480p/dog/0000{t}.png").unlink() for t in range(2, 5)],
      ("480p/dog", "2 annotated frames")),
     (lambda d: (d / "ImageSets/2017/val.txt").write_text("cat\nhorse\n"), ("480p/horse", "found none")),
+    (lambda d: (d / "ImageSets/2017/val.txt").write_text("dog\n", encoding="utf-16"), ("val.txt", "UTF-8")),
     (lambda d: (d / "ImageSets/2017/val.txt").write_text(""), ("val.txt", "empty")),
-    (lambda d: (d / "ImageSets/2017/val.txt").unlink(), ("val.txt", "found no file")),
+    (lambda d: (d / "ImageSets/2017/val.txt").unlink(), ("val.txt", "found lists for one")),
     (lambda d: (d / "masks").rename(d / "elsewhere"), ("masks", "found no such folder")),
     (lambda d: (d / "masks/dog/00002.png").write_bytes(b"not a picture"), ("dog/00002.png",)),
 ])

@@ -12,7 +12,7 @@ from PIL import Image
 
 from stremn.data.chameleon import ChameleonConfig, chameleon
 from stremn.data.video import VideoFile, VideoWriter, open_source
-from stremn.data.vos import DAVIS, VideoFolder
+from stremn.data.vos import DAVIS, VideoFolder, VideoSet
 from stremn.data.youtube import YouTubeVOS
 from stremn.images import PALETTE, read_mask, to_pixels, write_mask
 from stremn.vos.files import ArchiveMask, given_masks, segment_dataset, segment_video, write_zip, zip_masks
@@ -110,6 +110,21 @@ def test_what_fails_at_once_leaves_no_folder(tmp_path, model, clip):
     refused("300", segment_video, VideoSegmenter(model), stream(clip), big, tmp_path / "o", progress=False)
     refused("found none", segment_video, VideoSegmenter(model), [], clip.masks[0], tmp_path / "o", progress=False)
     refused("mask", segment_video, VideoSegmenter(model), stream(clip), None, tmp_path / "o", progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("names", [["../x"], ["0", "../../x"], ["0", "0"], [""], ["a/b"], ["CON"], ["x" * 300]])
+def test_names_of_frames_are_checked_before_anything_is_written_under_them(tmp_path, model, clip, names):
+    rows = [(name, frame, None) for name, (_, frame, _) in zip(names, stream(clip))]
+    refused("source", segment_video, VideoSegmenter(model), rows, clip.masks[0], tmp_path / "in" / "o", progress=False)
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()] and not (tmp_path / "in" / "o").exists()
+
+
+def test_names_of_videos_are_checked_too(tmp_path, model):
+    videos = VideoSet({"../x": (tmp_path, None)})
+    refused("found '../x'", segment_dataset, lambda: VideoSegmenter(model), videos, tmp_path / "o")
+    mask = ArchiveMask("../a/0.png", tmp_path / "0.png", (8, 8), frozenset())
+    refused("found '..'", write_zip, tmp_path / "a.zip", [mask])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -289,7 +304,7 @@ def test_wrong_archives_are_refused_and_leave_nothing(model, davis, tmp_path):
     refused("ending in .zip", zip_masks, tmp_path / "m", davis, tmp_path / "out.tar")
     refused("found none", write_zip, tmp_path / "empty.zip", [])
     refused("absent: y", zip_masks, tmp_path / "m", missing(davis), out)
-    wanted = ArchiveMask("../../etc.png", tmp_path / "nowhere.png", (1, 1), frozenset())
+    wanted = ArchiveMask("y/00000.png", tmp_path / "nowhere.png", (1, 1), frozenset())
     refused("nowhere.png", write_zip, tmp_path / "empty.zip", [wanted])
     assert not (tmp_path / "empty.zip").exists()
 

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core import StremnError, check
+from ..core import StremnError, check, read_text
 from .video import VideoFile
 from ..images import IMAGE_SUFFIXES, LUMA, list_pictures, natural_key, read_frame
 
@@ -270,7 +270,7 @@ def read_sequences(
         found = "a folder" if path.is_dir() else "no such file"
         raise StremnError(f"{path}: expected KTH's 00sequences.txt, found {found}")
     out = {}
-    for i,line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    for i,line in enumerate(read_text(path).splitlines(), 1):
         m = KTH_LINE.match(line)
         if m is None or "missing" in m[2]: continue
         pairs = [sorted(map(int, pair)) for pair in re.findall(r"(\d+)\s*-\s*(\d+)", m[2])]

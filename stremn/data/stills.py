@@ -19,7 +19,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ..core import StremnError, check
+from ..core import StremnError, check, read_text
 from stremn.data.augment import (
     AugmentConfig, affine, choose_objects, crop, draw_crop, frame_changes, jitter, object_points,
     paste, resample, sample_at, sampling_grid, wander,
@@ -263,8 +263,9 @@ def _coco_outlines(
     "The objects of COCO's pictures. Crowds are run-length coded and skipped."
     check(file.is_file(), f"{file}: expected COCO's instances, found no such file")
     objects:dict[str,list] = {}
+    text = read_text(file)
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        data = json.loads(text)
         files = {i["id"]:i["file_name"] for i in data["images"]}
         for a in data["annotations"]:
             if a.get("iscrowd") or not isinstance(a["segmentation"], list): continue

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..core import StremnError, check
+from ..core import StremnError, check, read_text
 from .clips import Clip
 from stremn.images import (
     IMAGE_SUFFIXES, _is_image, image_size, list_pictures, name_shape, natural_key, read_frame,
@@ -268,7 +268,7 @@ def _listed(
         lists = sorted({p.stem for f in folders if f.is_dir() for p in f.glob("*.txt")})
         found = f"lists for {', '.join(lists)}" if lists else "no lists for this year"
         raise StremnError(f"{folders[0]/split}.txt: expected a list of sequences, found {found}")
-    lines = file.read_text(encoding="utf-8").splitlines()
+    lines = read_text(file).splitlines()
     rows = [line.split()[0] for line in lines if line.strip()]
     names = [Path(row).parts[-2] if row.startswith("/JPEGImages/") else row for row in rows]
     if not names: raise StremnError(f"{file}: expected sequence names, found an empty file")

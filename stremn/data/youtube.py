@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..core import StremnError, check
+from ..core import StremnError, check, read_text
 from .vos import VideoFolder, VideoSet, _check_missing, _first_few, _instead
 from ..images import natural_key
 
@@ -62,7 +62,8 @@ def read_meta(
     if not path.is_file():
         found = "a folder" if path.is_dir() else "no such file"
         raise StremnError(f"{path}: expected YouTube-VOS's meta.json, found {found}")
-    try: content = json.loads(path.read_text(encoding="utf-8"))
+    text = read_text(path)
+    try: content = json.loads(text)
     except ValueError as error:
         raise StremnError(f"{path}: expected JSON, found a damaged file ({error})") from error
     notes:Notes = {}

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..core import StremnError, check_output_folder, fill_folder
+from ..core import StremnError, check_output_folder, fill_folder, named
 from ..data.prediction import PREDICTION_DATA, prepare
 from ..data.video import VideoWriter, open_source
 from ..data.vos import VideoFolder
@@ -87,18 +87,6 @@ def take_frames(
     else:
         yield from ((name, frame) for name,frame,*_ in islice(source, start, start+count))
 
-def check_name(
-    name:object,         # Of a frame
-    names:Sequence[str], # Of those before it
-    where:object,        # The source, for the error message
-)->None:
-    "Refuse what cannot name a file, and a name that was used before."
-    if not isinstance(name, str) or name=="" or Path(name).name!=name:
-        raise StremnError(f"{where}: expected names of frames that can name files, found {name!r}")
-    if name in names:
-        raise StremnError(f"{where}, frame {name}: expected frames of different names, "
-                          "found this one twice")
-
 # %% ../../nbs/library/71_prediction.files.ipynb #b76a7ac8
 def read_window(
     source:Iterable, # As in `take_frames`
@@ -112,8 +100,7 @@ def read_window(
     "Frames as a network wants them, with their names."
     where = getattr(source, "path", "source")
     names,frames,first = [],[],None
-    for name,frame in take_frames(source, start, count):
-        check_name(name, names, where)
+    for name,frame in named(take_frames(source, start, count), where):
         try: frame = as_frame(frame)
         except StremnError as error:
             problem = str(error).removeprefix("frame: ")

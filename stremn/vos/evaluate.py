@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..core import StremnError, check
-from ..data.vos import _first_few, _has_images, _images, _instead, _subfolders
+from ..data.vos import _first_few, _has_images, _images, _instead, _listed, _subfolders
 from ..data.youtube import YouTubeVOS, unseen_objects
 from ..images import natural_key, read_mask
 from ..metrics.vos import Report, YouTubeReport, ids_of, score_late, score_video
@@ -190,13 +190,8 @@ def evaluate_davis(
     """
     check(year in (2016, 2017), f"year: expected 2016 or 2017, found {year!r}")
     root = Path(root)
-    names = root/"ImageSets"/str(year)/f"{split}.txt"
-    if not names.is_file():
-        raise StremnError(f"{names}: expected the list of sequences of the split, found no file")
-    videos = names.read_text().split()
-    if not videos:
-        raise StremnError(f"{names}: expected one sequence name a line, found an empty file")
     truth = root/"Annotations"/resolution
+    videos = _listed(root, year, split)
     return evaluate_folders(pred_dir, truth, videos, single=year==2016, progress=progress)
 
 # %% ../../nbs/library/64_vos.evaluate.ipynb #f44b9ad3

@@ -25,7 +25,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from stremn.core import (
-    StremnError, atomic_write, check, check_output_folder, make_folder, move_results, results_in,
+    StremnError, atomic_write, check, check_name, check_output_folder, make_folder, move_results,
+    named, results_in,
 )
 from ..data.video import VideoWriter
 from ..data.vos import DAVIS, VideoFolder, VideoSet, _images
@@ -213,7 +214,8 @@ def segment_video(
     out,where = Path(out),getattr(source, "path", "source")
     check_run(out, overwrite, resume, where)
     shown = (fps or getattr(source, "fps", None) or 24) if video else None
-    bar = tqdm(source, total=getattr(source, "length", None), disable=not progress, unit="frame",
+    bar = tqdm(named(source, where), total=getattr(source, "length", None),
+               disable=not progress, unit="frame",
                desc="segment", mininterval=.5)
     with only_run(out) as run:
         if not resume: clear_run(run)
@@ -279,6 +281,7 @@ def segment_dataset(
     """
     out = Path(out)
     if out.is_file(): raise StremnError(f"{out}: expected a folder for masks, found a file")
+    for name in videos.names: check_name(name, "videos")
     done = {}
     for name in videos.names:
         stopped = (out/name/RUN).is_dir()
@@ -347,7 +350,9 @@ def write_zip(
         raise StremnError(f"{out}: expected a name ending in .zip, found {found}")
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(out) as hidden, zipfile.ZipFile(hidden, "w", zipfile.ZIP_STORED) as archive:
-        for mask in masks: archive.writestr(zipfile.ZipInfo(mask.name), _png(mask))   # always dated 1980
+        for mask in masks:
+            for part in mask.name.split("/"): check_name(part, out)
+            archive.writestr(zipfile.ZipInfo(mask.name), _png(mask))                  # always dated 1980
         if not archive.namelist(): raise StremnError(f"{out}: expected masks to pack, found none")
     return out
 
