@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['LUMA', 'PALETTE', 'IMAGE_SUFFIXES', 'FOREIGN_SUFFIXES', 'to_frame', 'to_pixels', 'read_frame', 'as_frame',
-           'MaskWarning', 'read_mask', 'as_labels', 'write_mask', 'natural_key', 'name_shape', 'list_pictures',
-           'image_size', 'fit_size', 'resize_frame', 'resize_mask']
+           'MaskWarning', 'read_mask', 'as_labels', 'write_mask', 'natural_key', 'name_shape', 'natural_order',
+           'list_pictures', 'image_size', 'fit_size', 'resize_frame', 'resize_mask']
 
 # %% ../nbs/library/05_images.ipynb #a654ba68
 import re
 import warnings
 from collections.abc import Collection, Iterable, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import NamedTuple
 
@@ -767,22 +768,72 @@ def _is_image(file:Path)->bool: # By name; hidden files (macOS leaves some) do n
     "Does the file call itself an image?"
     return file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
 
+_MINUS = r"(?<![^\W_])-(?=\d)" # A dash before a number, and behind no letter or digit
+_DECIMAL = r"(?<!(?<![^\W_])[vV])(?<!\d\.)\d+\.\d+(?!\.?\d)" # One point between digits, and no v of a version before them
+
 def natural_key(
-    name:str, # A file name
-)->tuple:     # Sorts frame2 before frame10
-    "Sort key that compares the numbers inside names as numbers."
-    parts = [part for part in re.split(r"([0-9]+)", name) if part]
-    return tuple((0,int(part),"") if part.isdigit() else (1,0,part) for part in parts)
+    name:str,             # Of a file, without its ending
+    decimals:bool = True, # Is a point between digits a decimal point?
+    minus:str = _MINUS,   # Pattern of a dash that is a sign
+)->tuple:                 # Sorts frame2 before frame10, -1 before 0, 1.05 before 1.1
+    """Sort key that compares the numbers inside names as numbers.
 
-# %% ../nbs/library/05_images.ipynb #5e1f0a02
-FOREIGN_SUFFIXES = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".jfif", ".exr", ".dpx", ".tga",
-                    ".dng", ".cr2", ".cr3", ".nef", ".arw") # Pictures that are not read here
+    A dash is a sign where no letter or digit stands before it: `-1` and `a_-1`, not `a-1` or `2-1`.
+    A point between digits makes a decimal, unless there are several in a row or the number begins
+    with `v`: `1.05` is below `1.1`, while `v1.9` comes before `v1.10` and `1.2.9` before `1.2.10`.
+    """
+    number = rf"{_DECIMAL}|\d+" if decimals else r"\d+"
+    parts = re.split(f"((?:{minus})?(?:{number}))", name) # text, number, text, ...
+    return tuple((0,Decimal(part),"") if i%2 else (1,0,part) for i,part in enumerate(parts) if part)
 
+# %% ../nbs/library/05_images.ipynb #5e1f0a06
 def name_shape(
     stem:str, # Name of a file without its ending
 )->str:       # "frame_#" for "frame_12"
     "What names of one series have in common."
-    return re.sub(r"\d+", "#", stem)
+    return re.sub(r"\d+(\.\d+)?", "#", stem)
+
+def _point_readings(names:Sequence[str])->list[bool]: # For `decimals` of `natural_key`, most likely first
+    "How points between digits may be read."
+    numbers = [number for name in names for number in re.findall(_DECIMAL, name)]
+    parts = [number.split(".")[1] for number in numbers]
+    widths = {len(part) for part in parts}
+    if len(widths)<2: return [True]                                     # as many digits each: no difference
+    decimal = not any(part[-1]=="0" for part in parts if len(part)>min(widths))
+    version = not any(part[0]=="0" for part in parts if len(part)>1)
+    values = sorted(map(Decimal, numbers))
+    steps = {b-a for a,b in zip(values, values[1:])}
+    if len(values)>2 and len(steps)==1: return [True]                   # 0.25, 0.5, 0.75
+    return [True]*decimal+[False]*version or [True,False]
+
+def _dash_readings(names:Sequence[str])->list[str]: # For `minus` of `natural_key`, most likely first
+    "How dashes before numbers may be read."
+    after_letters = r"(?<!\d)-(?=\d)"
+    shapes = {name_shape(name) for name in names}
+    dashed = [name for name in names if re.search(after_letters, name)]
+    if any(name_shape(re.sub(after_letters, "", name)) in shapes for name in dashed):
+        return [after_letters]                                          # t-1 and t1: a sign
+    return [_MINUS, "(?!)"] if any(re.search(_MINUS, name) for name in dashed) else [_MINUS]
+
+def natural_order(
+    names:Iterable[str], # Of one folder, without endings
+    where:object,        # The folder, for the message
+)->list[str]:
+    "Names sorted by `natural_key`, read as they make sense together; refused if that is unclear."
+    def in_order(*reading): return sorted(names, key=lambda n: (natural_key(n, *reading), n))
+    names = sorted(names)
+    first,*others = (in_order(d, m) for d in _point_readings(names) for m in _dash_readings(names))
+    for other in others:
+        if other==first: continue
+        a,b = next(pair for pair in zip(first, other) if pair[0]!=pair[1])
+        raise StremnError(f"{where}: expected names in one order, found {a!r} and {b!r}, whose order "
+                          "depends on how a dash (sign?) or a point (decimal?) is read; number them "
+                          "0001, 0002, ...")
+    return first
+
+# %% ../nbs/library/05_images.ipynb #5e1f0a02
+FOREIGN_SUFFIXES = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".jfif", ".exr", ".dpx", ".tga",
+                    ".dng", ".cr2", ".cr3", ".nef", ".arw") # Pictures that are not read here
 
 def _check_skipped(
     skipped:Iterable[Path], # Files that are not listed
@@ -816,7 +867,7 @@ def list_pictures(
                               f"found {found[p.stem].name} and {p.name}")
         found[p.stem] = p
     _check_skipped((p for p in files if p.suffix.lower() not in endings), found, endings)
-    return {stem:found[stem] for stem in sorted(found, key=natural_key)}
+    return {stem:found[stem] for stem in natural_order(found, folder)}
 
 # %% ../nbs/library/05_images.ipynb #5e1f0a04
 def image_size(

@@ -11,8 +11,8 @@ from helpers import frame_pixels, label_map
 from refusals import refused
 from stremn.core import StremnError
 from stremn.images import (
-    PALETTE, as_labels, fit_size, image_size, list_pictures, mask_doubts, natural_key, read_frame, read_mask,
-    resize_frame, resize_mask, to_frame, to_pixels, understand_mask, write_mask,
+    PALETTE, as_labels, fit_size, image_size, list_pictures, mask_doubts, natural_key, natural_order, read_frame,
+    read_mask, resize_frame, resize_mask, to_frame, to_pixels, understand_mask, write_mask,
 )
 
 H, W = 12, 16
@@ -426,6 +426,21 @@ def test_natural_order():
     assert sorted(reversed(names), key=natural_key) == names
 
 
+@pytest.mark.parametrize("names", [
+    ["-3", "-2", "-1", "0", "1", "2", "10"], ["f_-2", "f_-1", "f_0"], ["t-2", "t-1", "t0", "t1"], ["-1.5s", "-0.5s", "0.5s"],
+    ["a-1", "a-2", "a-10"], ["2020-01-04", "2020-01-05", "2020-11-01"],
+    ["1.05", "1.1"], ["0.9", "1.0", "1.05", "10.2"], ["0.25", "0.5", "0.75", "1.0"], ["-1.1", "-1.05", "0.0"],
+    ["f_1.5s", "f_2.25s", "f_10.5s"], ["v1.9", "v1.10"], ["shot1.9", "shot1.10"], ["1.2.9", "1.2.10"],
+    ["9", "10", "①", "②"], ["９", "１０"]])
+def test_signs_points_and_other_digits_are_read_as_they_make_sense_together(names):
+    assert natural_order(reversed(names), "clip") == names
+
+
+@pytest.mark.parametrize("names", [["-1", "-2", "-3"], ["f_-1", "f_-2"], ["1.25", "1.5"], ["shot1.98", "shot1.101"]])
+def test_an_order_with_two_readings_is_refused(names):
+    refused(["clip: expected names in one order", repr(names[0]), "0001"], natural_order, names, "clip")
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_resizing_invents_no_labels_and_no_values(seed):
     g = torch.Generator().manual_seed(seed)
@@ -469,6 +484,11 @@ def test_a_frame_is_never_dropped_in_silence(tmp_path, lost):
     clip = touch(tmp_path / "clip", "00000.jpg", "00001.jpg", "00003.jpg")
     assert len(list_pictures(clip)) == 3
     refused([f"{lost}: expected pictures (.jpg", "convert it, or move it"], list_pictures, touch(clip, lost))
+
+
+def test_odd_digits_in_names_are_no_traceback(tmp_path):
+    clip = touch(tmp_path / "clip", "①.jpg", "00000.jpg", "٣.jpg")
+    assert list(list_pictures(clip)) == ["00000", "٣", "①"]
 
 
 def test_links_folders_and_twins_are_refused_by_name(tmp_path):

@@ -106,8 +106,9 @@ class YouTubeVideo(VideoFolder):
     ):
         super().__init__(frames_dir, masks_dir, name=name)
         self.notes = notes
-        self.asked = sorted({f for note in notes.values() for f in note.frames}, key=natural_key)
-        lost = [f for f in self.asked if f not in self.frame_files]
+        asked = {f for note in notes.values() for f in note.frames}
+        self.asked = [name for name in self.names if name in asked]
+        lost = sorted(asked-set(self.names), key=natural_key)
         if lost:
             raise StremnError(f"{self.path}: expected the frames that meta.json names, "
                               f"found none called {_first_few(lost, 3)}")
