@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['LUMA', 'PALETTE', 'IMAGE_SUFFIXES', 'FOREIGN_SUFFIXES', 'to_frame', 'to_pixels', 'read_frame', 'as_frame',
            'MaskWarning', 'read_mask', 'as_labels', 'write_mask', 'natural_key', 'name_shape', 'natural_order',
-           'list_pictures', 'image_size', 'fit_size', 'resize_frame', 'resize_mask']
+           'list_pictures', 'is_deep', 'image_size', 'fit_size', 'resize_frame', 'resize_mask']
 
 # %% ../nbs/library/05_images.ipynb #a654ba68
 import re
 import warnings
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
 from typing import NamedTuple
@@ -43,7 +44,7 @@ def _open(
     path:Path|str, # File to read
     what:str,      # What the caller expects, for the message
 )->Image.Image:    # Image with all its pixels in memory
-    "Open and fully decode one image file, or raise a `StremnError` that names it."
+    "Open and fully decode one image file, turned as its note says, or raise a `StremnError`."
     path = Path(path)
     if not path.is_file():
         found = "a folder" if path.is_dir() else "no such file"
@@ -51,6 +52,7 @@ def _open(
     try:
         with Image.open(path) as image:
             image.load()
+            with suppress(SyntaxError): ImageOps.exif_transpose(image, in_place=True) # a broken note is none
             return image
     except UnidentifiedImageError as error:
         found = f"{path.stat().st_size} bytes that are not an image"
@@ -59,9 +61,16 @@ def _open(
         found = f"a damaged or truncated file ({error})"
         raise StremnError(f"{path}: expected {what}, found {found}") from error
 
-def _upright(image:Image.Image)->Image.Image: # Phones store photographs sideways and leave a note about it
-    "Turn a JPEG as its orientation note says; other files are left alone."
-    return ImageOps.exif_transpose(image) if image.format in ("JPEG", "MPO") else image
+def _rgb(
+    image:Image.Image, # Of any mode
+    what:object,       # Its file, for the message
+)->np.ndarray:         # (H,W,3) uint8
+    "Red, green and blue; grey three times, and the upper 8 of 16 bits."
+    if image.mode.startswith("I;16"):
+        return np.repeat((np.asarray(image)>>8).astype(np.uint8)[...,None], 3, axis=2)
+    if image.mode in ("I", "F"):
+        raise StremnError(f"{what}: expected a frame of 8 or 16 bits, found mode {image.mode}")
+    return np.array(image.convert("RGB"))
 
 # %% ../nbs/library/05_images.ipynb #be1e3519
 def to_frame(
@@ -97,9 +106,9 @@ def read_frame(
     """Read one image as a frame.
 
     Args:
-        path: JPEG, PNG, or anything else that Pillow reads. The orientation note of a photograph is
-            honoured, grey becomes three equal channels, transparency is dropped, and 16-bit grey
-            keeps its upper 8 bits.
+        path: JPEG, PNG, or anything else that Pillow reads. A note about orientation is honoured in
+            any format, grey becomes three equal channels, transparency is dropped, and of 16 bits
+            the upper 8 are kept.
 
     Returns:
         (3,H,W) float32 in [0,1], on the CPU.
@@ -112,13 +121,7 @@ def read_frame(
         >>> frame.shape
         torch.Size([3, 480, 854])
     """
-    image = _upright(_open(path, "a frame"))
-    if image.mode.startswith("I;16"):
-        grey = (np.asarray(image)>>8).astype(np.uint8)[...,None]
-        return to_frame(np.repeat(grey, 3, axis=2))
-    check(image.mode not in ("I", "F"),
-          f"{path}: expected a frame of 8 or 16 bits, found mode {image.mode}")
-    return to_frame(np.asarray(image.convert("RGB")))
+    return to_frame(_rgb(_open(path, "a frame"), path))
 
 # %% ../nbs/library/05_images.ipynb #98bf8cf4
 def as_frame(
@@ -142,7 +145,7 @@ def as_frame(
         >>> as_frame(pixels).shape
         torch.Size([3, 480, 854])
     """
-    if hasattr(frame, "convert"): frame = np.asarray(frame.convert("RGB"))              # PIL
+    if hasattr(frame, "convert"): frame = _rgb(frame, "frame")                         # PIL
     if isinstance(frame, np.ndarray):
         check(frame.ndim==3 and frame.shape[2]==3,
               f"frame: expected an array (H,W,3), found {frame.shape}")
@@ -870,15 +873,31 @@ def list_pictures(
     return {stem:found[stem] for stem in natural_order(found, folder)}
 
 # %% ../nbs/library/05_images.ipynb #5e1f0a04
+def _swaps_sides(
+    image:Image.Image, # Opened, not decoded
+)->bool:
+    "Does a note say that height and width change places?"
+    if image.format=="TIFF": return False                     # Pillow has done it
+    if image.format=="PNG" and not image.info.keys() & {"exif", "XML:com.adobe.xmp"}:
+        with open(image.filename, "rb") as file:              # a note may follow the pixels
+            file.seek(max(0, file.seek(0, 2)-2**16))
+            if b"eXIf" not in file.read(): return False
+    with suppress(SyntaxError): return image.getexif().get(0x0112) in (5,6,7,8)
+    return False                                              # a broken note is none
+
+def is_deep(
+    path:Path|str, # Image file
+)->bool:           # True: 16 bits a channel
+    "How deep an image is, from its header."
+    with Image.open(path) as image: return any(";16" in str(tile[3]) for tile in image.tile)
+
 def image_size(
     path:Path|str, # Image file
-)->tuple[int,int]: # (H,W) as it is shown, a photograph's orientation note included
+)->tuple[int,int]: # (H,W) as it is shown, a note about its orientation included
     "Size of an image from its header, without decoding the pixels."
     try:
         with Image.open(path) as image:
-            is_jpeg = image.format in ("JPEG", "MPO")
-            turned = is_jpeg and image.getexif().get(0x0112, 1) in (5,6,7,8)
-            return image.size if turned else image.size[::-1]
+            return image.size if _swaps_sides(image) else image.size[::-1]
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         found = "a file without a readable image header"
         raise StremnError(f"{path}: expected an image, found {found}") from error

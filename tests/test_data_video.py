@@ -1,8 +1,8 @@
 """Video files: a lazy stream in, a browser's mp4 out, damage reported where it is, and memory that does not grow."""
 import gc
 import os
-import weakref
 from fractions import Fraction
+import weakref
 from pathlib import Path
 
 import av
@@ -216,6 +216,51 @@ def test_rotation_notes_are_honoured(tmp_path, turn):
     want = torch.rot90(picture, -turn // 90, (1, 2))
     assert video.size == tuple(want.shape[1:]) == tuple(frame.shape[1:])
     assert (frame - want).abs().mean() < .05
+
+
+@pytest.mark.parametrize("matrix", [(1, 0, 0, 1), (-1, 0, 0, 1), (1, 0, 0, -1), (-1, 0, 0, -1),
+                                    (0, 1, 1, 0), (0, 1, -1, 0), (0, -1, 1, 0), (0, -1, -1, 0)])
+def test_every_display_matrix_is_honoured(tmp_path, matrix):
+    "Mirrors, quarter turns, and both: a red spot is where the matrix sends it."
+    path, (a, b, c, d) = tmp_path / "v.mp4", matrix
+    picture = torch.zeros(3, 32, 64)
+    picture[0, 4:12, 44:56] = 1.                                                    # rows 4 to 12, columns 44 to 56
+    with VideoWriter(path, 25, (32, 64), quality=1) as out:
+        out.write(picture)
+    data = bytearray(path.read_bytes())
+    place = data.find(b"tkhd") + 4 + 40
+    for i, v in enumerate((a, b, 0, c, d)):
+        data[place + 4 * i:place + 4 * i + 4] = (v << 16).to_bytes(4, "big", signed=True)
+    path.write_bytes(bytes(data))
+    want = torch.zeros(3, *((64, 32) if b else (32, 64)))
+    for y in range(4, 12):
+        for x in range(44, 56):
+            X, Y = a * x + c * y, b * x + d * y                                     # negative: counted from the far end
+            want[0, Y - (Y < 0 or b + d < 0 and Y == 0), X - (X < 0 or a + c < 0 and X == 0)] = 1.
+    video = VideoFile(path)
+    frame = next(iter(video))[1]
+    assert video.size == tuple(want.shape[1:]) == tuple(frame.shape[1:])
+    assert (frame - want).abs().mean() < .01, matrix
+
+
+@pytest.mark.parametrize(("shape", "size"), [(None, (32, 64)), ((2, 1), (32, 128)), ((8, 9), (32, 57)),
+                                             ((1280, 1281), (32, 64))])
+def test_pixels_that_are_not_square_are_shown_as_players_do(tmp_path, shape, size):
+    path = tmp_path / "v.mp4"
+    pixels = np.zeros((32, 64, 3), np.uint8)
+    pixels[:, 48:] = 255
+    with av.open(str(path), "w") as box:
+        stream = box.add_stream("libx264", rate=25, width=64, height=32, pix_fmt="yuv420p")
+        if shape:
+            stream.codec_context.sample_aspect_ratio = Fraction(*shape)
+        for _ in range(2):
+            box.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        box.mux(stream.encode())
+    video = VideoFile(path)
+    frames = [frame for _, frame, _ in video]
+    assert video.size == size and {tuple(f.shape[1:]) for f in frames} == {size}
+    bright = frames[0].mean(0) > .5
+    assert abs(bright.float().mean() - .25) < .03 and bright[:, -size[1] // 5:].all()
 
 
 # ---------------------------------------------------------------- memory

@@ -11,8 +11,8 @@ from helpers import frame_pixels, label_map
 from refusals import refused
 from stremn.core import StremnError
 from stremn.images import (
-    PALETTE, as_labels, fit_size, image_size, list_pictures, mask_doubts, natural_key, natural_order, read_frame,
-    read_mask, resize_frame, resize_mask, to_frame, to_pixels, understand_mask, write_mask,
+    PALETTE, as_frame, as_labels, fit_size, image_size, list_pictures, mask_doubts, natural_key, natural_order,
+    read_frame, read_mask, resize_frame, resize_mask, to_frame, to_pixels, understand_mask, write_mask,
 )
 
 H, W = 12, 16
@@ -384,15 +384,40 @@ def test_frames_of_other_modes(tmp_path):
     Image.fromarray(frame_pixels()[..., 0].astype(np.uint16) * 257).save(tmp_path / "i.png")
     for name in ("l.png", "i.png"):
         assert torch.equal(read_frame(tmp_path / name), to_frame(frame_pixels()[..., :1].repeat(3, 2)))
+    assert torch.equal(as_frame(Image.open(tmp_path / "i.png")), read_frame(tmp_path / "i.png"))
     Image.fromarray(frame_pixels()).convert("RGBA").save(tmp_path / "a.png")
     assert torch.equal(read_frame(tmp_path / "a.png"), to_frame(frame_pixels()))
 
 
-def test_orientation_of_photographs_is_honoured(tmp_path):
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tif"])
+@pytest.mark.parametrize("note", range(1, 9))
+def test_orientation_is_honoured_in_every_format(tmp_path, ending, note):
+    stored = np.zeros((16, 32, 3), np.uint8)
+    stored[:8, :8] = 255                                                       # white corner, top left as stored
     exif = Image.Exif()
+    exif[0x0112] = note
+    path = tmp_path / f"p.{ending}"
+    Image.fromarray(stored).save(path, exif=exif, **({"lossless": True} if ending == "webp" else {}))
+    want = {1: stored, 2: stored[:, ::-1], 3: stored[::-1, ::-1], 4: stored[::-1], 5: stored.swapaxes(0, 1),
+            6: np.rot90(stored, -1), 7: stored[::-1, ::-1].swapaxes(0, 1), 8: np.rot90(stored)}[note]
+    frame = read_frame(path)
+    assert image_size(path) == tuple(frame.shape[-2:]) == want.shape[:2]
+    assert (frame - to_frame(want)).abs().max() < .1
+    if ending != "jpg":                                                        # a mask is turned only if it says so, too
+        assert torch.equal(read_mask(path), torch.from_numpy((want[..., 0] > 0).astype(np.int64)))
+
+
+def test_a_note_behind_the_pixels_counts_and_a_broken_one_does_not(tmp_path):
+    path, exif = tmp_path / "p.png", Image.Exif()
     exif[0x0112] = 6
-    Image.fromarray(frame_pixels()).save(tmp_path / "p.jpg", exif=exif)
-    assert image_size(tmp_path / "p.jpg") == (W, H) == tuple(read_frame(tmp_path / "p.jpg").shape[-2:])
+    Image.fromarray(frame_pixels()).save(path, exif=exif)
+    data = path.read_bytes()
+    at = data.index(b"eXIf") - 4
+    chunk = data[at:at + 12 + int.from_bytes(data[at:at + 4], "big")]
+    path.write_bytes(data.replace(chunk, b"")[:-12] + chunk + data[-12:])      # before IEND
+    assert image_size(path) == (W, H) == tuple(read_frame(path).shape[-2:])
+    Image.fromarray(frame_pixels()).save(tmp_path / "b.jpg", exif=b"Exif\0\0MM no such thing")
+    assert image_size(tmp_path / "b.jpg") == (H, W) == tuple(read_frame(tmp_path / "b.jpg").shape[-2:])
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png", "bmp", "webp"])

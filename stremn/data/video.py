@@ -15,6 +15,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.sidedata.sidedata import Type
 from torch import Tensor
 
 from ..core import StremnError, atomic_write, check
@@ -207,14 +208,37 @@ def _decoded(
 
 EXACT = 2 | 8192 | 262144 # libswscale: bilinear, colour for every pixel, rounded instead of cut off
 
-def _pixels(
+def _turns(
     picture:av.VideoFrame, # Decoded frame
-    angle:float,           # Counter-clockwise degrees that the file asks for
-)->np.ndarray:             # (H,W,3) uint8, upright
-    "Red, green and blue, turned as a phone's rotation note says; only quarter turns are honoured."
+)->tuple[bool,int,int]:    # Are rows and columns exchanged? Then steps, 1 or -1, through rows and columns
+    "What the file's display matrix asks for, to the next quarter turn; mirrors included."
+    note = picture.side_data.get(Type.DISPLAYMATRIX)
+    if note is None: return False,1,1
+    a,b,_,c,d = np.frombuffer(bytes(note), np.int32)[:5].tolist() # (x,y) is shown at (ax+cy, bx+dy)
+    exchanged = abs(b)+abs(c)>abs(a)+abs(d)
+    down,right = (b,c) if exchanged else (d,a)
+    return exchanged,-1 if down<0 else 1,-1 if right<0 else 1
+
+def _shown_width(
+    picture:av.VideoFrame,  # Decoded frame
+    shape:Fraction|None,    # Width of a stored pixel by its height; None: the file does not say
+)->int:
+    "Columns when pixels are square, as players show them; within 2% pixels count as square."
+    if not shape or abs(shape-1)<.02: return picture.width
+    return max(1, round(picture.width*shape))
+
+def _pixels(
+    picture:av.VideoFrame,       # Decoded frame
+    width:int,                   # Columns to show, before it is turned
+    turns:tuple[bool,int,int],   # From `_turns`
+)->np.ndarray:                   # (H,W,3) uint8, upright
+    "Red, green and blue as a player shows them."
+    exchanged,down,right = turns
     # without DEFAULT, PyAV before 17 ignores that the file says BT.709
-    pixels = picture.to_ndarray(format="rgb24", dst_colorspace="DEFAULT", interpolation=EXACT)
-    return np.rot90(pixels, round(angle/90)%4)
+    pixels = picture.to_ndarray(format="rgb24", width=width, dst_colorspace="DEFAULT",
+                                interpolation=EXACT)
+    if exchanged: pixels = pixels.swapaxes(0, 1)
+    return pixels[::down,::right]
 
 # %% ../../nbs/library/15_data.video.ipynb #2954dcea
 class VideoFile:
@@ -222,8 +246,9 @@ class VideoFile:
 
     Iterating yields `(name, frame, None)`, as `VideoFolder` does: a frame number of five digits or
     more, `(3,H,W)` float32 in [0,1], and no mask. Damage is reported where it is.
-    Attributes: `name`; `size`, (H,W) as shown; `fps` and `length` as declared by the file, `None`
-    where it does not say; `rotation` in degrees, counter-clockwise.
+    Attributes: `name`; `size`, (H,W) as a player shows it: turned or mirrored as the file says, to
+    the next quarter turn, and widened or narrowed where its pixels are not square; `fps` and
+    `length` as declared by the file, `None` where it does not say.
 
     Args:
         path: Video file: mp4, avi, mkv, webm, ... whatever FFmpeg reads.
@@ -249,16 +274,17 @@ class VideoFile:
         box,stream = _probe(self.path)
         self.fps:float|None = float(stream.average_rate) if stream.average_rate else None
         self.length:int|None = stream.frames or None # Frames declared by the file; None where it does not say
+        shape = stream.sample_aspect_ratio
         box.close()
         with contextlib.closing(_decoded(self.path, strict)) as frames: first = next(frames)
-        self.rotation = float(first.rotation)                    # counter-clockwise degrees
-        turned = round(self.rotation/90)%2
-        self.size = (first.width,first.height) if turned else (first.height,first.width)     # as shown
+        self._turns = _turns(first)
+        self._width = _shown_width(first, shape)
+        self.size = _pixels(first, self._width, self._turns).shape[:2] # as shown
 
     def __iter__(self)->Iterator[tuple[str,Tensor,None]]:
         "The stream: `(name, frame, None)`; names are frame numbers with five digits or more."
         for i,picture in enumerate(_decoded(self.path, self.strict)):
-            pixels = _pixels(picture, self.rotation)
+            pixels = _pixels(picture, self._width, self._turns)
             if pixels.shape[:2]!=self.size:
                 wanted,found = ("x".join(map(str, size)) for size in (self.size,pixels.shape[:2]))
                 raise StremnError(f"{self.path}: expected {wanted} (height x width) throughout, "

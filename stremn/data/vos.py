@@ -15,8 +15,8 @@ from torch import Tensor
 from ..core import StremnError, check, read_text
 from .clips import Clip
 from stremn.images import (
-    IMAGE_SUFFIXES, _is_image, image_size, list_pictures, name_shape, natural_key, read_frame,
-    read_mask, resize_frame, resize_mask,
+    IMAGE_SUFFIXES, _is_image, image_size, is_deep, list_pictures, name_shape, natural_key,
+    read_frame, read_mask, resize_frame, resize_mask, to_pixels,
 )
 
 # %% ../../nbs/library/13_data.vos.ipynb #49323093
@@ -65,6 +65,17 @@ def _without_masks(
     left_out = names+[frames[n].name for n in like]
     return {n:p for n,p in frames.items() if n not in like},left_out
 
+def _check_depth(
+    files:Sequence[Path], # The frames
+)->None:
+    "Refuse 10 or 12 bits stored in 16, which would be black: three frames whose values stay below 4096."
+    some = {files[0], files[len(files)//2], files[-1]}
+    if not all(is_deep(file) for file in some): return
+    most = max(int(to_pixels(read_frame(file)).max()) for file in some) # the upper 8 of 16 bits
+    if 0<most<16:
+        raise StremnError(f"{files[0]}: expected 16-bit frames that use their 16 bits, found values "
+                          f"below {256*(most+1)} (10 or 12 bits? save them as 8 bits)")
+
 def _matched(
     frames:dict[str,Path],# By name
     frames_dir:Path,      # Their folder
@@ -82,6 +93,7 @@ def _matched(
         if found==size: continue
         raise StremnError(f"{file}: expected {size[1]}x{size[0]} pixels (width x height) "
                           f"like {first}, found {found[1]}x{found[0]}")
+    _check_depth(list(frames.values()))
     return masks,size
 
 # %% ../../nbs/library/13_data.vos.ipynb #29f80e6d
