@@ -180,7 +180,7 @@ def masks_of_frames(
         found[t] = path
     return found
 
-# %% ../nbs/library/90_cli.ipynb #90000013
+# %% ../nbs/library/90_cli.ipynb #90000019
 def frames_from(
     path:Path, # Video file, or folder of frames
     masks,     # Files of masks, which may lie in the folder
@@ -211,6 +211,7 @@ def print_result(
         who,what = (', '.join(map(str, x)) for x in (held.objects, held.frames))
         print(f"memory of object {who}: frames {what}; {held.why}")
 
+# %% ../nbs/library/90_cli.ipynb #90000013
 def masks_to_start_from(
     options, # `Segment`
     files,   # Frame -> file of a mask
@@ -529,6 +530,28 @@ def segment_missing(
         new = len(segment_dataset(fresh, data, options.pred, not options.quiet))
     return f"{counted(new, options)} segmented now, {len(data)-new} found in {options.pred}"
 
+# %% ../nbs/library/90_cli.ipynb #90000014
+def pack(
+    options, # `Evaluate`
+    data,    # `DAVIS` or `YouTubeVOS`
+)->str:      # What was done
+    "Pack the masks for the server."
+    from stremn.vos.files import zip_masks
+    with no_traces(options.zip.parent):
+        return f"packed in {zip_masks(options.pred, data, options.zip)}"
+
+def score(
+    options, # `Evaluate`
+    data,    # `DAVIS` or `YouTubeVOS`, with true masks
+    seen,    # Categories that training saw; None: DAVIS
+)->str:      # What was done
+    "Score the masks, print the means and keep every object's scores."
+    report = score_split(options.pred, data, seen, not options.quiet)
+    (options.pred/"scores.csv").write_text(report.to_csv())
+    print(report.to_markdown())
+    return f"scores in {options.pred/'scores.csv'}"
+
+# %% ../nbs/library/90_cli.ipynb #7d0a3c03
 def results(
     options, # `Evaluate`
     data,    # `DAVIS` or `YouTubeVOS`
@@ -539,7 +562,7 @@ def results(
     check_results(options.pred, data.names)
     return f"{counted(len(data), options)} found in {options.pred}"
 
-# %% ../nbs/library/90_cli.ipynb #90000014
+# %% ../nbs/library/90_cli.ipynb #7d0a3c04
 def pack(
     options, # `Evaluate`
     data,    # `DAVIS` or `YouTubeVOS`

@@ -216,7 +216,7 @@ def at_least_float32(
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 # %% ../nbs/library/01_core.ipynb #7c15e002
-RESERVED = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9])(\..*)?", re.I) # Windows keeps these for devices
+UNFIT = r"(?i)[/\\\x00-\x1f]|^\.|^(con|prn|aux|nul|com[0-9]|lpt[0-9])(\.|$)" # Paths, hidden names, Windows' devices
 
 def check_name(
     name:object,  # Of a frame or a video
@@ -227,7 +227,7 @@ def check_name(
     try: size = len(os.fsencode(name)) if isinstance(name, str) else 0
     except ValueError: size = 0                           # half a character
     if size>220: found += f"... of {size} bytes"
-    elif size and not re.search(r"[/\\\x00-\x1f]|^\.", name) and not RESERVED.fullmatch(name): return
+    elif size and not re.search(UNFIT, name): return
     raise StremnError(f"{where}: expected names that can name files, found {found}")
 
 def named(

@@ -772,7 +772,7 @@ def _is_image(file:Path)->bool: # By name; hidden files (macOS leaves some) do n
     return file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
 
 _MINUS = r"(?<![^\W_])-(?=\d)" # A dash before a number, and behind no letter or digit
-_DECIMAL = r"(?<!(?<![^\W_])[vV])(?<!\d\.)\d+\.\d+(?!\.?\d)" # One point between digits, and no v of a version before them
+_DECIMAL = r"(?<!(?<![^\W_])[vV])(?<!\d\.)\d+\.\d+(?!\.?\d)" # One point in a row, and no v of a version
 
 def natural_key(
     name:str,             # Of a file, without its ending
@@ -798,7 +798,8 @@ def name_shape(
 
 def _point_readings(names:Sequence[str])->list[bool]: # For `decimals` of `natural_key`, most likely first
     "How points between digits may be read."
-    numbers = [number for name in names for number in re.findall(_DECIMAL, name)]
+    unclear = rf"{_DECIMAL}(?!m?s(?![^\W_]))"                            # 1.5s is a number of seconds
+    numbers = [number for name in names for number in re.findall(unclear, name)]
     parts = [number.split(".")[1] for number in numbers]
     widths = {len(part) for part in parts}
     if len(widths)<2: return [True]                                     # as many digits each: no difference
@@ -829,9 +830,9 @@ def natural_order(
     for other in others:
         if other==first: continue
         a,b = next(pair for pair in zip(first, other) if pair[0]!=pair[1])
-        raise StremnError(f"{where}: expected names in one order, found {a!r} and {b!r}, whose order "
-                          "depends on how a dash (sign?) or a point (decimal?) is read; number them "
-                          "0001, 0002, ...")
+        raise StremnError(f"{where}: expected names in one order, found {a!r} and {b!r}, whose "
+                          "order depends on how a dash (sign?) or a point (decimal?) is read; "
+                          "number them 0001, 0002, ...")
     return first
 
 # %% ../nbs/library/05_images.ipynb #5e1f0a02
@@ -847,10 +848,11 @@ def _check_skipped(
     shapes = {name_shape(stem) for stem in found}
     for p in skipped:
         stems = {p.name, p.stem, Path(p.stem).stem} # 00003.jpg.part lacks its frame, too
-        belongs = p.suffix.lower() in FOREIGN_SUFFIXES or any(name_shape(s) in shapes for s in stems)
+        alike = any(name_shape(stem) in shapes for stem in stems)
+        belongs = alike or p.suffix.lower() in FOREIGN_SUFFIXES
         if stems & found.keys() or not belongs or p.is_dir(): continue
-        raise StremnError(f"{p}: expected pictures ({' '.join(endings)}), found another ending on a "
-                          "name like theirs (convert it, or move it out of the folder)")
+        raise StremnError(f"{p}: expected pictures ({' '.join(endings)}), found another ending on "
+                          "a name like theirs (convert it, or move it out of the folder)")
 
 def list_pictures(
     folder:Path|str,                         # Folder to list

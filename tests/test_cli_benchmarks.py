@@ -178,9 +178,11 @@ def test_results_are_scored_and_none_is_invented(work, capsys, monkeypatch):
     assert (status, err) == (0, []) and out[-1] == "2 sequences found in pred; scores in pred/scores.csv"
     assert "| one | 1 | 3 | 1.000 | 1.000 | 1.000 |" in " ".join(out)
     shutil.rmtree(pred / "two")
+    before = files_below(work)
     status, out, err = stremn_main(capsys, *words)
     assert files_below(work) == before                                         # nothing was segmented
-    assert (status, out, len(err)) == (2, [], 1) and "pred: expected masks of 2 videos, found none of 1, two" in err[0]
+    assert (status, out, len(err)) == (2, [], 1)
+    assert "pred: expected masks of all 2 videos, found none of 1, two; in pred: one" in err[0]
     (pred / "two").mkdir()                                                     # an empty folder is no result
     assert "found none of 1, two" in stremn_main(capsys, *words)[2][0] and not any((pred / "two").iterdir())
 
@@ -206,7 +208,7 @@ def test_results_of_youtube_are_not_invented_either(work, capsys):
     shutil.copytree(root / "valid" / "Annotations" / "a", work / "pred" / "a")
     words = ["evaluate", root, "--pred", "pred", "--year", "2018", "--quiet"]
     status, out, err = stremn_main(capsys, *words)
-    assert (status, out) == (2, []) and "expected masks of 2 videos, found none of 1, b" in err[0]
+    assert (status, out) == (2, []) and "expected masks of all 2 videos, found none of 1, b" in err[0]
     shutil.copytree(root / "valid" / "Annotations" / "b", work / "pred" / "b")
     status, out, err = stremn_main(capsys, *words)
     assert (status, err) == (0, []) and "| overall | 4 | 1.000 |" in " ".join(out)

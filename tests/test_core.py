@@ -73,8 +73,8 @@ def test_half_precision_becomes_float32_and_nothing_else_changes():
 
 # ---- names and texts -------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("name", ["../x", "a/b", "a\\b", "/x", "", ".", "..", ".x", "x\0", "x\n", "CON", "nul.0", "com1",
-                                  "x" * 221, "帧" * 80, "\ud800", None, 7, b"x"])
+@pytest.mark.parametrize("name", ["../x", "a/b", "a\\b", "/x", "", ".", "..", ".x", "x\0", "x\n", "CON", "nul.0",
+                                  "com1", "x" * 221, "帧" * 80, "\ud800", None, 7, b"x"])
 def test_a_name_that_cannot_name_a_file_is_refused(name):
     refused("camera: expected names that can name files, found ", check_name, name, "camera")
 

@@ -71,8 +71,8 @@ def test_a_truncated_frame_in_a_good_folder_is_named_when_it_is_read(tmp_path):
 
 
 @pytest.mark.parametrize(("mode", "bits", "refusal"), [
-    ("grey", 10, "found values below 1024"), ("grey", 12, "found values below 4096"), ("grey", 16, None),
-    ("rgb", 10, "found values below 1024"), ("rgb", 16, None)])
+    ("grey", 10, "values below 1024"), ("grey", 12, "found values below 4096"), ("grey", 16, None),
+    ("rgb", 10, "values below 1024"), ("rgb", 16, None)])
 def test_ten_bits_in_sixteen_are_not_black(tmp_path, mode, bits, refusal):
     (tmp_path / "f").mkdir()
     for t in range(4):
@@ -82,7 +82,7 @@ def test_ten_bits_in_sixteen_are_not_black(tmp_path, mode, bits, refusal):
         else:
             save_deep(tmp_path / "f" / f"{t}.png", np.stack([values] * 3, -1))
     if refusal:
-        refused(["0.png: expected 16-bit frames that use their 16 bits", refusal, "8 bits"], VideoFolder, tmp_path / "f")
+        refused(["0.png: expected 16-bit frames", refusal, "8 bits"], VideoFolder, tmp_path / "f")
     else:
         assert VideoFolder(tmp_path / "f").frame(0).max() == 1
 
@@ -94,7 +94,8 @@ def save_deep(path, pixels):
     h, w = pixels.shape[:2]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
     head = w.to_bytes(4, "big") + h.to_bytes(4, "big") + bytes((16, 2, 0, 0, 0))
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+    data = chunk(b"IDAT", zlib.compress(rows))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + data + chunk(b"IEND", b""))
 
 
 # ---------------------------------------------------------------- a mask among the frames

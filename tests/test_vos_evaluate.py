@@ -238,9 +238,9 @@ def test_ends_need_no_prediction(davis):
 
 
 @pytest.mark.parametrize("harm,expected", [
-    (lambda d: (d / "masks/dog/00002.png").unlink(), ("masks/dog: expected masks of 3 scored frames", "none of 1, 00002")),
+    (lambda d: (d / "masks/dog/00002.png").unlink(), ("masks/dog: expected masks of 3", "none of 1, 00002")),
     (lambda d: [f.unlink() for f in (d / "masks/dog").iterdir()] and (d / "masks/dog").rmdir(),
-     ("masks: expected masks of 2 videos, found none of 1, dog; in", ": cat")),
+     ("masks: expected masks of all 2 videos, found none of 1, dog; in", ": cat")),
     (lambda d: write_mask(d / "masks/dog/00002.png", torch.zeros(10, 20, dtype=torch.long)),
      ("dog/00002.png", "60x48", "20x10")),
     (lambda d: write_mask(d / "masks/cat/00002.png", torch.full((48, 60), 8)), ("cat/00002.png", "[1, 2]", "[8]")),

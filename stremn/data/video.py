@@ -206,6 +206,7 @@ def _decoded(
         raise StremnError(f"{path}: expected {declared} frames, found the end after {count} "
                           "(strict=False accepts that)")
 
+# %% ../../nbs/library/15_data.video.ipynb #7d0a3c02
 EXACT = 2 | 8192 | 262144 # libswscale: bilinear, colour for every pixel, rounded instead of cut off
 
 def _turns(

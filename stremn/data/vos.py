@@ -59,22 +59,23 @@ def _without_masks(
     shapes = {name_shape(m.stem) for m in inside if m.stem not in frames}
     like = [n for n in frames if name_shape(n) in shapes]
     if len(like)>=len(frames)-len(like):
-        raise StremnError(f"{inside[0]}: expected a mask outside the folder of frames, or of another "
-                          f"name than theirs, found it among {len(like)} pictures named like it "
-                          "(move it, or call it mask.png)")
+        raise StremnError(f"{inside[0]}: expected a mask outside the folder of frames, or of "
+                          f"another name than theirs, found it among {len(like)} pictures "
+                          "named like it (move it, or call it mask.png)")
     left_out = names+[frames[n].name for n in like]
     return {n:p for n,p in frames.items() if n not in like},left_out
 
+# %% ../../nbs/library/13_data.vos.ipynb #7d0a3c01
 def _check_depth(
     files:Sequence[Path], # The frames
 )->None:
-    "Refuse 10 or 12 bits stored in 16, which would be black: three frames whose values stay below 4096."
+    "Refuse 10 or 12 bits stored in 16, which would be black: three frames with values below 4096."
     some = {files[0], files[len(files)//2], files[-1]}
     if not all(is_deep(file) for file in some): return
-    most = max(int(to_pixels(read_frame(file)).max()) for file in some) # the upper 8 of 16 bits
+    most = max(int(to_pixels(read_frame(file)).max()) for file in some)                # of 255
     if 0<most<16:
-        raise StremnError(f"{files[0]}: expected 16-bit frames that use their 16 bits, found values "
-                          f"below {256*(most+1)} (10 or 12 bits? save them as 8 bits)")
+        raise StremnError(f"{files[0]}: expected 16-bit frames that use their 16 bits, found "
+                          f"values below {256*(most+1)} (10 or 12 bits? save them as 8 bits)")
 
 def _matched(
     frames:dict[str,Path],# By name

@@ -77,14 +77,13 @@ def check_results(
     "Refuse results that are not all there, and name the videos without any."
     way_out = "stremn evaluate --segment makes what is missing"
     if not pred_dir.is_dir():
-        raise StremnError(f"{pred_dir}: expected a folder of masks, found {_instead(pred_dir)} "
-                          f"({way_out})")
+        found = _instead(pred_dir)
+        raise StremnError(f"{pred_dir}: expected a folder of masks, found {found} ({way_out})")
     missing = [v for v in videos if not _has_images(pred_dir/v)]
     if not missing: return
     inside = _first_few(_subfolders(pred_dir)) or "empty"
-    raise StremnError(f"{pred_dir}: expected masks of {len(videos)} videos, found none of "
-                      f"{len(missing)}, {_first_few(missing)}; in {pred_dir}: {inside} "
-                      f"({way_out})")
+    raise StremnError(f"{pred_dir}: expected masks of all {len(videos)} videos, found none of "
+                      f"{len(missing)}, {_first_few(missing)}; in {pred_dir}: {inside} ({way_out})")
 
 def _paired_folders(
     pred_dir:Path,         # Predictions

@@ -215,8 +215,7 @@ def segment_video(
     check_run(out, overwrite, resume, where)
     shown = (fps or getattr(source, "fps", None) or 24) if video else None
     bar = tqdm(named(source, where), total=getattr(source, "length", None),
-               disable=not progress, unit="frame",
-               desc="segment", mininterval=.5)
+               disable=not progress, unit="frame", desc="segment", mininterval=.5)
     with only_run(out) as run:
         if not resume: clear_run(run)
         place = make_folder(run/NEW) if overwrite and results_in(out) or (run/NEW).is_dir() else out
@@ -237,7 +236,6 @@ def segment_video(
         film.close()
         finish_run(run, place, out)
     return SegmentationOutput(out, keep.done, segmenter.objects, segmenter.memory)
-
 
 # %% ../../nbs/library/62_vos.files.ipynb #493bc537
 def given_masks(
