@@ -891,7 +891,7 @@ class Printed:
 
 @dataclass
 class Table(Printed):
-    """Print a table as measured here; with --run, train and measure what it lacks.
+    """Print a table: the paper's numbers beside ours, then verdicts; --run trains and measures what it lacks.
 
     Example: stremn table 1 --run"""
     name:tyro.conf.Positional[
@@ -909,6 +909,8 @@ class Table(Printed):
     "Folder that holds the data sets; table 3 needs davis2016 (or DAVIS) and multi, table 5 the action clips."
     seeds:int = 5
     "How many seeds, from 0 on."
+    markdown:Flag = False
+    "Only what was measured here, as a table in Markdown."
     quiet:Flag = False
     "No progress bar."
 
@@ -919,7 +921,7 @@ class Table(Printed):
         out = self.out or stored_records()
         if self.run_missing:
             run_missing(self.name, out, self.runs, self.data, range(self.seeds), not self.quiet)
-        print_table(self.name, out, self.seeds)
+        print_table(self.name, out, self.seeds, self.markdown)
 
 # %% ../nbs/library/90_cli.ipynb #2053f331
 @dataclass

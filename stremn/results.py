@@ -20,6 +20,7 @@ import subprocess
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import NamedTuple
@@ -487,6 +488,13 @@ def common_seeds(
     common = set.intersection(*seeds) if seeds else set()
     return {n:[r for r in runs if r.seed in common] for n,runs in found.items() if common}
 
+# %% ../nbs/library/04_results.ipynb #5bb6ceea
+def _interval_cells(interval, form):
+    "Two cells of a table: the mean and the ends, or nothing."
+    if not interval: return ["", ""]
+    mean,lo,hi = interval
+    return [f"{mean:{form}}", f"[{lo:{form}}, {hi:{form}}]"]
+
 # %% ../nbs/library/04_results.ipynb #c0335eed
 BETTER = {"reproduced":"yes", "not reproduced":"no"}      # verdicts as answers to "better?"
 
@@ -497,6 +505,7 @@ def policy_table(
     rows:list[str]|None = None, # Rows to print, in order; None: by mean, best first
     draws:int = 10_000,         # Made-up test sets
     seed:int = 0,               # Seed of the bootstrap
+    printed:dict[str,str]|None = None, # Row -> what the paper prints; None: no column for it
 )->str:                         # Markdown
     "Mean, interval and paired difference to a reference row, and whether it is better."
     protocols = sorted({r.protocol for r in records})
@@ -507,10 +516,11 @@ def policy_table(
           "policy table: expected protocol 'small' or 'tiny', found 'paper'; use `compare`")
     groups = by_name(records)
     scores = {name: score_matrix(group, metric) for name,group in groups.items()}
+    head,rule = ("", "") if printed is None else (" paper |", "--:|")
     lines = [f"**{metric}** · protocol `{protocols[0]}`, not comparable with the paper · "
              f"difference to `{reference}`, paired by seed and clip", "",
-             "| row | mean | 95 % interval | clips | seeds | difference | 95 % interval | better? "
-             "|", "|:--|--:|:-:|--:|--:|--:|:-:|:--|"]
+             f"| row |{head} mean | 95 % interval | clips | seeds | difference | 95 % interval | "
+             "better? |", f"|:--|{rule}--:|:-:|--:|--:|--:|:-:|:--|"]
     for name in rows or sorted(scores, key=lambda name: -scores[name].mean()):
         gap = None
         if name!=reference:                               # a study may be half done: common seeds
@@ -519,16 +529,30 @@ def policy_table(
         mean = crossed_interval(scores[name], draws, seed) if name in scores else None
         size = [str(n) for n in scores[name].shape[::-1]] if name in scores else ["", ""]
         word = "reference" if name==reference and name in scores else verdict(gap)
-        cells = [*_interval_cells(mean, ".3f"), *size, *_interval_cells(gap, "+.3f"),
-                 BETTER.get(word, word)]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        cells = [name] if printed is None else [name, printed.get(name, "")]
+        cells += [*_interval_cells(mean, ".3f"), *size, *_interval_cells(gap, "+.3f"),
+                  BETTER.get(word, word)]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
-def _interval_cells(interval, form):
-    "Two cells of a table: the mean and the ends, or nothing."
-    if not interval: return ["", ""]
-    mean,lo,hi = interval
-    return [f"{mean:{form}}", f"[{lo:{form}}, {hi:{form}}]"]
+# %% ../nbs/library/04_results.ipynb #b37e3f5c
+def aligned(
+    text:str, # Markdown
+)->str:       # Its tables in columns that stand under each other; without marks
+    "Markdown for a terminal."
+    lines = re.sub(r"\*\*|`", "", text).splitlines()
+    out = []
+    for table,found in groupby(lines, lambda line: line.startswith("|")):
+        out += _columns(found) if table else found
+    return "\n".join(out)
+
+def _columns(lines):
+    "The lines of a Markdown table, padded."
+    head,marks,*body = ([c.strip() for c in line[1:-1].split("|")] for line in lines)
+    width = [max(map(len, column)) for column in zip(head, *body)]
+    pad = [str.rjust if mark.startswith("-") else str.ljust for mark in marks]
+    padded = ("  ".join(p(c, w) for c,p,w in zip(row, pad, width)) for row in (head, *body))
+    return [line.rstrip() for line in padded]
 
 # %% ../nbs/library/04_results.ipynb #0995908d
 T95 = (2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,

@@ -247,8 +247,10 @@ def test_table_prints_what_is_stored_and_says_what_is_not(work, capsys):
             Record(name, {"J": sum(values) / 2}, {"protocol": "tiny"}, 0, 1., {"J": dict(zip("ab", values))}).save(
                 work / "records" / study)
     status, out, err = stremn_main(capsys, "table", "1", "--out", "records")
-    assert (status, err) == (0, []) and sum("| learned | 0.650 |" in line for line in out) == 2
+    assert (status, err) == (0, []) and sum(line.split()[:3] == ["learned", "74.8", "0.650"] for line in out) == 2
     assert any("t1-retrained" in line for line in out)
+    status, out, err = stremn_main(capsys, "table", "1", "--out", "records", "--markdown")
+    assert (status, err) == (0, []) and sum("| learned | 0.650 |" in line for line in out) == 2
 
 
 # ---------------------------------------------------------------- it explains itself

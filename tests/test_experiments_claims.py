@@ -6,8 +6,8 @@ import pytest
 
 import stremn
 from stremn.experiments.claims import (
-    RIVALS, against_stored, all_claims, beats_all, claims_table, difference, equal, memory_claims, reproduce,
-    rows_of_study, table_claims, wider_claims)
+    RIVALS, TABLE_CLAIMS, against_stored, all_claims, beats_all, claims_of, claims_table, difference, equal,
+    memory_claims, reproduce, rows_of_study, table_claims, wider_claims)
 from stremn.results import VERDICTS, Interval, Record
 from refusals import refused
 
@@ -24,6 +24,15 @@ def test_nothing_measured_is_not_run(tmp_path):
     claims = all_claims(tmp_path)
     assert len(claims) >= 10 and {c.verdict for c in claims} == {"not run"} and all(c.interval is None for c in claims)
     assert claims_table(claims).count("**not run**") == len(claims)
+
+
+def test_each_table_has_the_claims_of_its_page(tmp_path):
+    said = {table: {c.says for c in claims_of(table, tmp_path)} for table in TABLE_CLAIMS}
+    assert all("Table 1" in s for s in said["1"] | said["3"]) and all("Table 2" in s for s in said["2"])
+    assert said["6"] == {"fusion may be removed without retraining (Table 6)", "fusion is unnecessary (App. B)"}
+    assert {"predicts better than other memories (Sec. 5)", *said["1"]} == said["5"]
+    assert said["long"] == {"learned forgetting helps in long video (Sec. 1)"} and len(said["forgetting"]) > 4
+    assert claims_of("choice", tmp_path) == [] == claims_of("zoo", tmp_path)
 
 
 @pytest.mark.parametrize(("gain", "word"), [(.05, "reproduced"), (-.05, "not reproduced")])

@@ -5,11 +5,15 @@ from pathlib import Path
 import pytest
 
 from stremn import cli
+from stremn.core import StremnError
 from stremn.experiments import tables
 from stremn.experiments.measure import ChameleonEval
-from stremn.experiments.tables import TABLES, Study, print_table, run_missing, run_study, stored_records, table_text
+from stremn.experiments.tables import (
+    PRINTED, TABLES, Study, print_table, run_missing, run_study, stored_records, table_text, table_view,
+)
 from stremn.experiments.vos import STUDIES
-from stremn.results import Record, load_records
+from stremn.paper import TABLES as PAPER
+from stremn.results import VERDICTS, Record, load_records
 from refusals import refused
 
 SNAPSHOTS = Path(__file__).resolve().parent / "snapshots"
@@ -27,7 +31,7 @@ def test_a_table_is_printed_as_ever_to_the_byte(name, capsys):
 
     The snapshots were taken before the package was rearranged; since then only the rows of `ucb` were measured again.
     """
-    cli.main(["table", name])
+    cli.main(["table", name, "--markdown"])
     now, then = capsys.readouterr().out, (SNAPSHOTS / f"table{name}.txt").read_text(encoding="utf-8")
     assert without_ucb(now) == without_ucb(then)
 
@@ -47,6 +51,47 @@ def test_every_study_is_in_one_table_and_has_its_reference():
 
 def test_records_are_those_of_this_copy():
     assert stored_records() == RECORDS
+
+
+@pytest.mark.parametrize(("table", "row", "printed"), [
+    ("1", "learned", "74.8"), ("1", "reservoir", "73.7"), ("2", "learned-K06", "78.3"), ("2", "learned-K03", "76.3"),
+    ("3", "learned", "83.7"), ("3", "stcn", "85.4"), ("5", "prediction", "0.834"), ("5", "predrnn", "0.839"),
+    ("6", "least_with", "76.7"), ("6", "least_removed", "–")])
+def test_the_paper_stands_beside_what_was_measured(table, row, printed):
+    "The second column is the paper's, the third is ours, as Markdown has it; verdicts stand below."
+    lines = table_view(table, RECORDS).splitlines()
+    found = next(x.split() for x in lines if x.split()[:2] == [row, printed])
+    ours = next(x.split(" | ")[1] for x in table_text(table, RECORDS).splitlines() if x.startswith(f"| {row} |"))
+    assert found[2] == ours
+    assert sum("not comparable one by one" in x for x in lines) >= 1 and max(map(len, lines)) <= 175
+    assert not any("|" in x or "`" in x or "**" in x for x in lines)
+    below = lines[lines.index("claims, from the records of all seeds"):]
+    assert {x[:16].strip() for x in below} <= {"", "claims, from the", *VERDICTS} and len(below) > 2
+
+
+def test_a_row_that_the_paper_lacks_has_no_number_of_the_paper():
+    lines = table_view("1", RECORDS).splitlines()
+    head = next(x for x in lines if x.startswith("row "))
+    line = next(x for x in lines if x.startswith("oracle "))
+    end = head.index("paper") + len("paper")
+    assert line[len("oracle"):end].strip() == "" and line[end:].split()[0] == "0.790"
+    assert "paper:" not in table_view("long", RECORDS)
+
+
+def test_what_is_beside_the_paper_is_a_row_of_both():
+    for study, (key, column, names) in PRINTED.items():
+        rows = {row.name for studies in TABLES.values() for s in studies if s.name == study for row in s.rows}
+        assert set(names) & rows, study
+        assert column in PAPER[key].columns and set(names.values()) <= set(PAPER[key].rows), study
+
+
+def test_records_that_did_not_come_along_are_looked_for_in_the_source(tmp_path):
+    "An installed copy has none; a checkout has some, and those of a study that nobody ran have to be measured."
+    refused(["t2-slots: expected records, found none", "source", "--out nbs/results/records", "--run"],
+            print_table, "2", tmp_path / "nowhere")
+    with pytest.raises(StremnError) as e:
+        print_table("2", tmp_path)
+    assert str(e.value).endswith("found none; measure them with --run")
 
 
 def test_seeds_beyond_the_wanted_ones_are_left_out(tmp_path):

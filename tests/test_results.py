@@ -17,7 +17,7 @@ from stremn.core import StremnError, device_name
 from stremn.paper import TABLES
 from stremn.results import (
     T95, VERDICTS, Record, bootstrap_interval, clip_scores, compare, crossed_interval, load_records, paired_difference,
-    policy_table, row_difference, score_matrix, verdict,
+    aligned, policy_table, row_difference, score_matrix, verdict,
 )
 
 
@@ -361,6 +361,20 @@ def test_policy_table_numbers():
     order = [l.split("|")[1].strip() for l in policy_table(records).splitlines() if l.startswith("|")][2:]
     assert order==["learned","oldest","newest"]
     assert len({l.count("|") for l in text.splitlines() if l.startswith("|")})==1
+
+
+def test_policy_table_beside_the_paper():
+    text = policy_table(policies(), printed={"learned":"74.8", "first":"1"})
+    assert cells(text, "learned")[:2]==["learned", "74.8"] and cells(text, "oldest")[1]==""
+    for name in ("learned", "newest"):
+        assert cells(text, name)[2:]==cells(policy_table(policies()), name)[1:]
+
+
+def test_aligned_columns():
+    text = "**J** of `a`\n\n| row | mean | word |\n|:--|--:|:--|\n| a | 1.5 | yes |\n| longer | 10.25 |  |\nend"
+    assert aligned(text).splitlines()==["J of a", "", "row      mean  word", "a         1.5  yes", "longer  10.25",
+                                        "end"]
+    assert aligned("no table | here")=="no table | here"
 
 
 def test_policy_table_does_not_depend_on_the_order_of_records_or_clips():
