@@ -9,13 +9,16 @@ __all__ = ['Command', 'Segment', 'Mask', 'CheckMask', 'Evaluate', 'Train', 'Pred
 # %% ../nbs/library/90_cli.ipynb #a0f7e96b
 import math
 import os
+import re
 import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from functools import cache
+from io import StringIO
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -1129,12 +1132,88 @@ def warning_lines()->Iterator[None]:
         warnings.showwarning = show
         yield
 
+# %% ../nbs/library/90_cli.ipynb #3e04b4d3
+USAGE = ( # What tyro says, and our line for it
+    (r"Missing from [\w ]+: (.*)", "{name}: expected {0}, found none"),
+    (r"invalid choice '(.*?)' for argument '(--.*?)'\. Expected one of \((.*?),?\)",
+     "{1}: expected one of {2}, found {0}"),
+    (r"invalid choice '(.*?)' for argument '(.*?)'\. Expected one of \((.*?),?\)",
+     "{name}: expected one of {2}, found {0}"),
+    (r"Missing value for argument '(.*?)'", "{0}: expected a value, found none"),
+    (r"Error parsing (\S+):.*base 10: '(.*?)'", "{0}: expected a whole number, found {1}"),
+    (r"Error parsing (\S+):.*to float: '(.*?)'", "{0}: expected a number, found {1}"),
+    (r"Unrecognized [\w ]*: ([^\s,]+)", "{name}: expected no further word, found {0}"))
+
+def options_of(
+    name:str, # Of a command
+)->list[str]:
+    "Every option that the help of a command speaks of."
+    text = StringIO()
+    with redirect_stdout(text), suppress(SystemExit): parse([name, "--help"])
+    return list(dict.fromkeys(re.findall(r"--[a-z][\w-]*", text.getvalue())))
+
+class UsageError(ValueError):
+    "Words that are no command line."
+
+# %% ../nbs/library/90_cli.ipynb #762e0ebc
+def said_in(
+    box:str, # What tyro printed, with a frame or without
+)->str:      # On one line: what is wrong, without the help that follows
+    "What is in a box. Of missing options the names, which are less indented than their help."
+    box = re.sub(r"\x1b\[[\d;]*m|'?None', ", "", box).partition("\n")[2]
+    blocks = re.split(r"^\W*[─-]{8,}\W*$", box, flags=re.M)
+    lines = [x.strip("│|").rstrip() for x in next(filter(str.strip, blocks)).splitlines() if x]
+    if "Missing from" in lines[0]:
+        depth = min(len(x)-len(x.lstrip()) for x in lines[1:])
+        lines[1:] = [", ".join(x.strip() for x in lines[1:] if x[depth]!=" ")]
+    return " ".join(x.strip() for x in lines)
+
+def usage_line(
+    words:Sequence[str], # Of the command line
+    box:str,             # What tyro printed about them
+)->str:                  # One line
+    "A usage error in the words of all other errors."
+    name,known = words[0],[c.__metadata__[0].name for c in Command.__args__]
+    if name not in known:
+        return f"command: expected one of {', '.join(known)}, --help, --version, found {name}"
+    options = options_of(name)
+    given = [w.partition("=")[0] for w in words[1:] if re.match("--?[a-z]", w)]
+    strange = [w for w in given if w.replace("_", "-") not in (*options, "-h")]
+    if strange: return f"{name}: expected one of {', '.join(options)}, found {strange[0]}"
+    said = said_in(box)
+    for pattern,line in USAGE:
+        found = re.search(pattern, said)
+        if found: return line.format(*found.groups(), name=name).replace("'", "")
+    return said
+
+# %% ../nbs/library/90_cli.ipynb #ad388af9
+def did_you_mean(
+    line:str, # "thing: expected one of ..., found name"
+)->str:       # The same line; with the nearest of the names, if one is near
+    "A name that is nearly right is a slip of the fingers."
+    found = re.search(r"(?:one|some) of (.*), found '?([^' ]+)'?", line)
+    if not found: return line
+    near = get_close_matches(found[2], re.findall(r"[^\s,']+", found[1]), 1, .65)
+    return f"{line}; did you mean {near[0]}?" if near else line
+
+def command_of(
+    words:Sequence[str], # Of the command line
+):                       # One of the dataclasses above
+    "As `parse`, but a usage error is a line and can be caught."
+    said = StringIO()
+    try:
+        with redirect_stderr(said): return parse(words)
+    except SystemExit as e:
+        if not e.code: raise                                                   # --help
+    raise UsageError(usage_line(words, said.getvalue()))
+
 # %% ../nbs/library/90_cli.ipynb #29f80e6d
 def run(
-    command,           # One of the dataclasses above
-)->tuple[int,str]:     # Exit status, and one line for stderr or nothing
+    words:Sequence[str], # Of the command line
+)->tuple[int,str]:       # Exit status, and one line for stderr or nothing
     "Run a command; what the user can put right becomes a line."
     try:
+        command = command_of(words)
         if getattr(command, "computes", False): use_free_threads()
         with warning_lines(): command.run()
         sys.stdout.flush()
@@ -1143,6 +1222,7 @@ def run(
         return 141,""
     except OSError as e: return 2,f"error: {e.filename or 'files'}: {e.strerror or e}"
     except KeyboardInterrupt as e: return 130,"; ".join(["interrupted", *map(str, e.args)])
+    except UsageError as e: return 2,f"error: {e}"
     except ValueError as e:
         from stremn.core import StremnError                                    # a kind of ValueError
         if not isinstance(e, StremnError): raise
@@ -1159,6 +1239,6 @@ def main(
         with redirect_stdout(sys.stderr), suppress(SystemExit): parse(["--help"])
         sys.exit(2)
     with suppress(ValueError): signal.signal(signal.SIGTERM, signal.default_int_handler) # main thread
-    status,line = run(parse(words))
-    if line: print("stremn:", " ".join(line.split()), file=sys.stderr)
+    status,line = run(words)
+    if line: print("stremn:", did_you_mean(" ".join(line.split())), file=sys.stderr)
     if status: sys.exit(status)

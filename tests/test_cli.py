@@ -277,6 +277,60 @@ def test_version_and_no_words(capsys):
     assert stremn_main(capsys, "segment", "frames")[0] == 2 and stremn_main(capsys, "fly")[0] == 2
 
 
+# ---------------------------------------------------------------- slips of the fingers
+@pytest.mark.parametrize(("line", "said"), [
+    ("segmnt a", "command: expected one of segment, ... found segmnt; did you mean segment?"),
+    ("evalute a", "command: expected one of segment, ... found evalute; did you mean evaluate?"),
+    ("fly", "command: expected one of segment, ... found fly"),
+    ("--vrsion", "command: expected one of segment, ... found --vrsion; did you mean --version?"),
+    ("segment a --mask b --out c --polcy x", "segment: ... found --polcy; did you mean --policy?"),
+    ("segment --polic=oldest a --mask b --out c", "segment: ... found --polic; did you mean --policy?"),
+    ("evaluate a --pred b --al-frames", "evaluate: ... found --al-frames; did you mean --all-frames?"),
+    ("train vos --out r --stps 3", "train: ... found --stps; did you mean --steps?"),
+    ("table 1 --makdown", "table: ... found --makdown; did you mean --markdown?"),
+    ("segment a --mask b --out c --device cud",
+     "--device: expected one of auto, cpu, cuda, found cud; did you mean cuda?"),
+    ("train voss --out r", "train: expected one of vos, prediction, found voss; did you mean vos?"),
+    ("train vos --out r --protocol papr", "--protocol: ... found papr; did you mean paper?"),
+    ("train prediction --out r --network simv", "--network: ... found simv; did you mean simvp?"),
+    ("bench mem", "bench: expected one of cost, memory, found mem; did you mean memory?"),
+    ("table fogetting", "table: ... found fogetting; did you mean forgetting?"),
+    ("bench memory --levels esy", "level: expected one of easy, medium, hard, found 'esy'; did you mean easy?"),
+    ("diagnose --policy oldst", "policy: ... found 'oldst'; did you mean oldest?"),
+    ("segment a --mask b --out c --weights vos-smal", "weights: ... found 'vos-smal'; did you mean vos-small?"),
+    ("train vos --out r --steps many", "--steps: expected a whole number, found many"),
+    ("bench memory --clips x", "--clips: expected a whole number, found x"),
+    ("segment a --mask b --out c --max-distance far", "--max-distance: expected a number, found far"),
+    ("segment a --mask", "--mask: expected a value, found none"),
+    ("segment", "segment: expected PATH, --mask PATH, --out PATH, found none"),
+    ("segment a --out c", "segment: expected --mask PATH, found none"),
+    ("segment a b --mask c --out d", "segment: expected no further word, found b"),
+    ("data --quiet", "data: ... found --quiet")])
+def test_a_slip_is_one_line_and_the_nearest_name(tmp_path, monkeypatch, capsys, line, said):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = stremn_main(capsys, *line.split())
+    assert (status, out, len(err)) == (2, [], 1), (status, out, err)
+    first, *rest = said.split("...")
+    assert err[0].startswith("stremn: error: " + first)
+    assert not rest or err[0].endswith(rest[0]) and ("did you mean" in said) == ("did you mean" in err[0])
+    assert rest or err[0] == "stremn: error: " + said
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_nearest_name_of_a_list():
+    assert cli.did_you_mean("x: expected one of oldest, newest, found 'oldst'").endswith("; did you mean oldest?")
+    for line in ("x: expected one of oldest, newest, found 'zebra'", "x: expected a folder, found a file", "interrupted"):
+        assert cli.did_you_mean(line) == line
+
+
+def test_what_tyro_says_in_other_words_is_still_one_line():
+    "Its wording is not promised: a box that nobody knows is printed without its frame."
+    framed = "╭─ New ───────╮\n│ this is new │\n│ and goes on │\n│ ─────────── │\n│ For help,   │\n╰─────────────╯\n"
+    plain = " New           \n ------------- \n  this is new  \n  and goes on  \n  -------------\n  For help,    \n"
+    for box in (framed, plain):                                                           # as the terminal can
+        assert cli.usage_line(["data", "x"], box) == "this is new and goes on"
+
+
 # ---------------------------------------------------------------- bad input
 def cut(path: Path, share: float) -> None:
     path.write_bytes(path.read_bytes()[:int(path.stat().st_size * share)])
@@ -471,6 +525,13 @@ def test_a_closed_pipe_is_no_error():
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     child.stdout.close()
     assert child.stderr.read() == b"" and child.wait(300) == 141
+
+
+def test_the_pipe_of_a_help_may_be_closed():
+    child = subprocess.Popen([sys.executable, "-c", "from stremn import cli; cli.main(['segment', '--help'])"],
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    child.stdout.close()
+    assert b"Traceback" not in child.stderr.read() and child.wait(300) in (141, 0)
 
 
 def test_help_does_not_wait_for_torch():

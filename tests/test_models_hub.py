@@ -221,7 +221,7 @@ def test_unknown_names_and_devices(saved, tmp_path, monkeypatch):
     assert available() == [] and "or one of none" in message(lambda: load("vos-huge"))
     monkeypatch.setattr(hub, "FOLDER", tmp_path)
     assert available() == ["mine"] and find_weights("mine") == saved[1] and load("mine").config == CONFIG
-    assert "'vos-huge': expected a .safetensors file or one of mine" in message(lambda: load("vos-huge"))
+    assert "expected a .safetensors file or one of mine, found 'vos-huge'" in message(lambda: load("vos-huge"))
     message(lambda: load(tmp_path))
     assert "device" in message(lambda: load("mine", device="abacus"))
     assert "ends in .safetensors" in message(lambda: save_weights(saved[0], tmp_path / "x.pt", {}))

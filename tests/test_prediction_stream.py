@@ -233,4 +233,4 @@ def test_predictors_are_found_by_name_as_files_or_as_they_are():
     model = network()
     assert find_predictor(model) is model
     assert isinstance(find_predictor("copy"), CopyLast) and isinstance(find_predictor("velocity"), ConstantVelocity)
-    refused("found neither", find_predictor, "no-such-weights")
+    refused("found 'no-such-weights'", find_predictor, "no-such-weights")

@@ -122,8 +122,8 @@ def find_weights(
     if shipped.is_file(): return shipped
     if Path(name).is_file(): return Path(name)
     known = ", ".join(available()) or "none"
-    raise StremnError(f"weights {str(name)!r}: expected a .safetensors file or one of {known}, "
-                      "found neither")
+    raise StremnError(f"weights: expected a .safetensors file or one of {known}, "
+                      f"found {str(name)!r}")
 
 def header_field(
     about:dict[str,str], # Text fields of a header
