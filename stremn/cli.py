@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Command', 'Segment', 'Mask', 'CheckMask', 'Evaluate', 'Train', 'Predict', 'Data', 'Models', 'Printed', 'Table',
-           'Reproduce', 'Bench', 'Diagnose', 'parse', 'run', 'main']
+           'Reproduce', 'Bench', 'Diagnose', 'Doctor', 'parse', 'run', 'main']
 
 # %% ../nbs/library/90_cli.ipynb #a0f7e96b
 import math
@@ -1099,6 +1099,17 @@ class Leaderboard(Printed):
         if self.run_missing: run_leaderboard(out, not self.quiet)
         print(leaderboard(out))
 
+# %% ../nbs/library/90_cli.ipynb #a97efa20
+@dataclass
+class Doctor:
+    "Say what this installation has and what it lacks; exit status 1 if segmenting cannot work."
+    def run(self)->None:
+        "One screen."
+        from stremn.doctor import report
+        text,works = report()
+        print(text)
+        if not works: sys.exit(1)
+
 # %% ../nbs/library/90_cli.ipynb #7c0ade65
 _as = tyro.conf.subcommand
 Command = Annotated[Segment, _as("segment")] | Annotated[Mask, _as("mask")] | \
@@ -1108,7 +1119,8 @@ Command = Annotated[Segment, _as("segment")] | Annotated[Mask, _as("mask")] | \
     Annotated[Data, _as("data")] | Annotated[Models, _as("models")] | \
     Annotated[Table, _as("table")] | \
     Annotated[Reproduce, _as("reproduce")] | Annotated[Bench, _as("bench")] | \
-    Annotated[Diagnose, _as("diagnose")] | Annotated[Leaderboard, _as("leaderboard")]
+    Annotated[Diagnose, _as("diagnose")] | Annotated[Leaderboard, _as("leaderboard")] | \
+    Annotated[Doctor, _as("doctor")]
 
 def parse(
     words:Sequence[str], # Of the command line

@@ -543,7 +543,8 @@ def aligned(
     lines = re.sub(r"\*\*|`", "", text).splitlines()
     out = []
     for table,found in groupby(lines, lambda line: line.startswith("|")):
-        out += _columns(found) if table else found
+        block = list(found)
+        out += _columns(block) if table else block
     return "\n".join(out)
 
 def _columns(lines):

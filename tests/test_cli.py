@@ -277,6 +277,15 @@ def test_version_and_no_words(capsys):
     assert stremn_main(capsys, "segment", "frames")[0] == 2 and stremn_main(capsys, "fly")[0] == 2
 
 
+def test_doctor(capsys, monkeypatch, tmp_path):
+    status, out, err = stremn_main(capsys, "doctor")
+    assert (status, err) == (0, []) and out[-1].split()[:2] == ["segmenting", "works:"]
+    monkeypatch.setattr("stremn.doctor.FOLDER", tmp_path)
+    monkeypatch.setattr("stremn.models.hub.FOLDER", tmp_path)
+    status, out, err = stremn_main(capsys, "doctor")
+    assert (status, err) == (1, []) and "does not work" in out[-1] and "vos-tiny" in out[-1]
+
+
 # ---------------------------------------------------------------- slips of the fingers
 @pytest.mark.parametrize(("line", "said"), [
     ("segmnt a", "command: expected one of segment, ... found segmnt; did you mean segment?"),
@@ -319,7 +328,7 @@ def test_a_slip_is_one_line_and_the_nearest_name(tmp_path, monkeypatch, capsys, 
 
 def test_the_nearest_name_of_a_list():
     assert cli.did_you_mean("x: expected one of oldest, newest, found 'oldst'").endswith("; did you mean oldest?")
-    for line in ("x: expected one of oldest, newest, found 'zebra'", "x: expected a folder, found a file", "interrupted"):
+    for line in ("x: expected one of oldest, newest, found 'zebra'", "x: expected a folder, found a file", "stopped"):
         assert cli.did_you_mean(line) == line
 
 
