@@ -19,10 +19,11 @@ from pathlib import Path
 from . import __version__
 
 # %% ../nbs/library/91_doctor.ipynb #1073afbe
-FOLDER = Path(find_spec("stremn").origin).parent/"weights" # of the networks that came along
+FOLDER = Path(find_spec("stremn").origin).parent/"weights" # Shipped
 PACKAGES = {"torch":"torch", "torchvision":"torchvision", "numpy":"numpy", "pillow":"PIL", "av":"av",
             "accelerate":"accelerate", "safetensors":"safetensors"} # Name -> module
-EXTRAS = {"notebooks":("matplotlib", "ipywidgets", "jupyterlab"), "sam2":("transformers",)}
+EXTRAS = {"notebooks":("matplotlib", "ipywidgets", "jupyterlab"), "prompt":("cv2",),
+          "sam2":("transformers",)}
 
 def size_text(
     count:float, # Bytes
