@@ -20,8 +20,8 @@ from . import __version__
 
 # %% ../nbs/library/91_doctor.ipynb #1073afbe
 FOLDER = Path(find_spec("stremn").origin).parent/"weights" # Shipped
-PACKAGES = {"torch":"torch", "torchvision":"torchvision", "numpy":"numpy", "pillow":"PIL", "av":"av",
-            "accelerate":"accelerate", "safetensors":"safetensors"} # Name -> module
+PACKAGES = {"torch":"torch", "torchvision":"torchvision", "numpy":"numpy", "pillow":"PIL",
+            "av":"av", "accelerate":"accelerate", "safetensors":"safetensors"} # Name -> module
 EXTRAS = {"notebooks":("matplotlib", "ipywidgets", "jupyterlab"), "prompt":("cv2",),
           "sam2":("transformers",)}
 
