@@ -183,18 +183,17 @@ def masks_of_frames(
         found[t] = path
     return found
 
-# %% ../nbs/library/90_cli.ipynb #90000019
-def frames_from(
-    path:Path, # Video file, or folder of frames
-    masks,     # Files of masks, which may lie in the folder
-    start:int, # The first frame that is segmented
-):             # `SourceFrom`
-    "The video from one frame on, and a line on files of its folder that are no frames."
-    from stremn.data.video import SourceFrom, open_source
-    source = open_source(path, masks)
-    out = getattr(source, "left_out", None)
-    if out: print(f"no frames, like the mask: {', '.join(out)}")
-    return SourceFrom(source, start)
+# %% ../nbs/library/90_cli.ipynb #90000020
+def check_first(
+    frames, # `SourceFrom`
+)->None:
+    "Refuse to begin with a frame that cannot be read, for which the mask is."
+    wanted,found = frames.frame_name(frames.start),next(iter(frames))[0]
+    if found==wanted: return
+    start = frames.start+1
+    while frames.frame_name(start)!=found: start += 1
+    refuse(f"{frames.path}: expected to begin with frame {wanted}, found it damaged and {found} the "
+           f"first that can be read (--start {start}, with a mask of that frame)")
 
 def check_is_folder(
     out:Path, # Wanted for masks
@@ -213,6 +212,33 @@ def print_result(
     for held in (m.counted_from(first) for m in done.memory):
         who,what = (', '.join(map(str, x)) for x in (held.objects, held.frames))
         print(f"memory of object {who}: frames {what}; {held.why}")
+
+def print_damaged(
+    source, # As `open_damaged` returns it, or any other
+)->None:
+    "Say which frames were left out."
+    out = getattr(source, "damaged", ())
+    if not out: return
+    runs = ", ".join(source.runs())
+    print(f"left out, damaged: {len(out)} of {source.length} frames, {runs}")
+
+
+# %% ../nbs/library/90_cli.ipynb #90000019
+def frames_from(
+    path:Path, # Video file, or folder of frames
+    masks,     # Files of masks, which may lie in the folder
+    start:int, # The first frame that is segmented
+    damaged:bool, # Go on without frames that cannot be read?
+):             # `SourceFrom`
+    "The video from one frame on, and a line on files of its folder that are no frames."
+    from stremn.data.damaged import open_damaged
+    from stremn.data.video import SourceFrom, open_source
+    source = (open_damaged if damaged else open_source)(path, masks)
+    out = getattr(source, "left_out", None)
+    if out: print(f"no frames, like the mask: {', '.join(out)}")
+    frames = SourceFrom(source, start)
+    if damaged: check_first(frames)
+    return frames
 
 # %% ../nbs/library/90_cli.ipynb #90000013
 def masks_to_start_from(
@@ -268,6 +294,8 @@ class Segment(SegmentOptions):
     "Replace masks and overlay in the output folder, when the new ones are complete."
     resume:Flag = False
     "Go on with a run that was stopped in this folder, with the same options; without one, begin."
+    skip_damaged:Flag = False
+    "Leave out frames that cannot be read, and say which; the others keep their numbers."
 
     computes = True
 
@@ -277,12 +305,13 @@ class Segment(SegmentOptions):
         check_is_folder(self.out)
         segmenter = self.segmenter()
         files = masks_of_frames(self.mask, self.start)
-        source = frames_from(self.source, files.values(), self.start)
+        source = frames_from(self.source, files.values(), self.start, self.skip_damaged)
         masks = masks_to_start_from(self, files, source, segmenter.model)
         how = dict(video=self.video, overwrite=self.overwrite, resume=self.resume)
         with no_traces(self.out):
             done = segment_video(segmenter, source, masks, self.out, **how, progress=not self.quiet)
         print_result(done, self.start+done.frames-segmenter.state.t)
+        print_damaged(source.source)
 
 # %% ../nbs/library/90_cli.ipynb #90000012
 @dataclass
@@ -533,27 +562,6 @@ def segment_missing(
         new = len(segment_dataset(fresh, data, options.pred, not options.quiet))
     return f"{counted(new, options)} segmented now, {len(data)-new} found in {options.pred}"
 
-# %% ../nbs/library/90_cli.ipynb #90000014
-def pack(
-    options, # `Evaluate`
-    data,    # `DAVIS` or `YouTubeVOS`
-)->str:      # What was done
-    "Pack the masks for the server."
-    from stremn.vos.files import zip_masks
-    with no_traces(options.zip.parent):
-        return f"packed in {zip_masks(options.pred, data, options.zip)}"
-
-def score(
-    options, # `Evaluate`
-    data,    # `DAVIS` or `YouTubeVOS`, with true masks
-    seen,    # Categories that training saw; None: DAVIS
-)->str:      # What was done
-    "Score the masks, print the means and keep every object's scores."
-    report = score_split(options.pred, data, seen, not options.quiet)
-    (options.pred/"scores.csv").write_text(report.to_csv())
-    print(report.to_markdown())
-    return f"scores in {options.pred/'scores.csv'}"
-
 # %% ../nbs/library/90_cli.ipynb #7d0a3c03
 def results(
     options, # `Evaluate`
@@ -582,9 +590,11 @@ def score(
 )->str:      # What was done
     "Score the masks, print the means and keep every object's scores."
     report = score_split(options.pred, data, seen, not options.quiet)
-    (options.pred/"scores.csv").write_text(report.to_csv())
     print(report.to_markdown())
-    return f"scores in {options.pred/'scores.csv'}"
+    table = options.pred/"scores.csv"
+    try: table.write_text(report.to_csv())
+    except OSError as error: return f"scores above, not in {table}: {error.strerror}"
+    return f"scores in {table}"
 
 # %% ../nbs/library/90_cli.ipynb #8aef5e7d
 @dataclass
@@ -1246,6 +1256,8 @@ def main(
 )->None:
     "Entry point of `stremn`: exit status 0, or 2 with one line on stderr when the input is at fault."
     words = list(sys.argv[1:] if args is None else args)
+    for out in (sys.stdout, sys.stderr): # a path may hold letters that a terminal lacks
+        if hasattr(out, "reconfigure"): out.reconfigure(errors="backslashreplace")
     if words in (["--version"], ["-V"]): return print(f"stremn {__version__}")
     if not words:
         with redirect_stdout(sys.stderr), suppress(SystemExit): parse(["--help"])

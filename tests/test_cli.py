@@ -598,3 +598,18 @@ def test_a_mask_is_not_deleted_by_what_it_starts(work, weights, capsys):
     before = files_below(work)
     status, _, err = segment(capsys, weights, "frames", "--overwrite", mask="o/first.png", out="o")
     assert status == 2 and "another folder than that of the mask" in err[0] and files_below(work) == before
+
+
+def test_paths_that_the_terminal_cannot_show_are_written_otherwise(work):
+    words = ["segment", "frames", "--mask", "first.png", "--out", "帧", "--quiet", "--weights", "vos-tiny"]
+    script = Path(sys.executable).with_name("stremn")
+    done = subprocess.run([script, *words], capture_output=True, text=True, cwd=work,
+                          env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stderr) == (0, "") and "masks in \\u5e27" in done.stdout
+    assert len(list((work / "帧").glob("*.png"))) == FRAMES
+
+
+def test_a_network_of_the_other_task_is_named(work, capsys):
+    words = ["segment", "frames", "--mask", "first.png", "--out", "o", "--weights", "prediction-tiny"]
+    status, _, err = stremn_main(capsys, *words)
+    assert status == 2 and "expected a network that segments, found prediction-tiny" in err[0] and len(err) == 1

@@ -187,6 +187,14 @@ def test_results_are_scored_and_none_is_invented(work, capsys, monkeypatch):
     assert "found none of 1, two" in stremn_main(capsys, *words)[2][0] and not any((pred / "two").iterdir())
 
 
+def test_scores_are_printed_even_where_their_file_cannot_be_written(work, capsys):
+    root = make_davis_2016(work)
+    (results_of(work, root) / "scores.csv").mkdir()                            # as a folder without the right to write
+    status, out, err = stremn_main(capsys, "evaluate", root, "--pred", "pred", "--year", "2016", "--quiet")
+    assert (status, err) == (0, []) and "| one | 1 | 3 | 1.000 | 1.000 | 1.000 |" in " ".join(out)
+    assert out[-1] == "2 sequences found in pred; scores above, not in pred/scores.csv: Is a directory"
+
+
 @pytest.mark.parametrize(("pred", "pieces"), [
     ("perd", ["perd: expected a folder of masks, found no such folder", "--segment makes what is missing"]),
     ("empty", ["found none of 2, one, two; in empty: empty", "--segment"]),

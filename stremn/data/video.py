@@ -10,7 +10,6 @@ import contextlib
 import math
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
-from itertools import islice
 from pathlib import Path
 
 import av
@@ -190,21 +189,20 @@ def _decoded(
             hidden += bool(packet.size and packet.is_discard)
             for frame in packet.decode():
                 if frame.is_corrupt:
-                    raise StremnError(f"{path}: expected a whole video, "
-                                      f"found a damaged frame {count}")
+                    raise StremnError(f"{path}: expected a whole video, found a damaged frame "
+                                      f"{count} (--skip-damaged goes on without it)")
                 yield frame
                 count += 1
     except av.error.FFmpegError as error:
-        found = "none that can be decoded"
-        if count: found = f"damaged or missing data after frame {count-1}"
-        expected = stream.frames or "video"
-        raise StremnError(f"{path}: expected {expected} frames, found {found}") from error
+        found = f"damaged or missing data after frame {count-1}" if count else "a damaged frame 0"
+        raise StremnError(f"{path}: expected {stream.frames or 'whole'} frames, found {found} "
+                          "(--skip-damaged goes on without it)") from error
     finally: box.close()
     check(count>0, f"{path}: expected a video, found one without frames")
     declared = stream.frames-hidden if stream.frames else 0
     if strict and count<declared:
         raise StremnError(f"{path}: expected {declared} frames, found the end after {count} "
-                          "(strict=False accepts that)")
+                          "(--skip-damaged accepts that)")
 
 # %% ../../nbs/library/15_data.video.ipynb #7d0a3c02
 EXACT = 2 | 8192 | 262144 # libswscale: bilinear, colour for every pixel, rounded instead of cut off
@@ -277,14 +275,19 @@ class VideoFile:
         self.length:int|None = stream.frames or None # Frames declared by the file; None where it does not say
         shape = stream.sample_aspect_ratio
         box.close()
-        with contextlib.closing(_decoded(self.path, strict)) as frames: first = next(frames)
+        with contextlib.closing(self._pictures()) as frames: _,first = next(frames)
         self._turns = _turns(first)
         self._width = _shown_width(first, shape)
         self.size = _pixels(first, self._width, self._turns).shape[:2] # as shown
 
+    def _pictures(self)->Iterator[tuple[int,av.VideoFrame]]:
+        "Decoded frames, each with its number."
+        frames = _decoded(self.path, self.strict)
+        with contextlib.closing(frames): yield from enumerate(frames)
+
     def __iter__(self)->Iterator[tuple[str,Tensor,None]]:
         "The stream: `(name, frame, None)`; names are frame numbers with five digits or more."
-        for i,picture in enumerate(_decoded(self.path, self.strict)):
+        for i,picture in self._pictures():
             pixels = _pixels(picture, self._width, self._turns)
             if pixels.shape[:2]!=self.size:
                 wanted,found = ("x".join(map(str, size)) for size in (self.size,pixels.shape[:2]))
@@ -359,4 +362,5 @@ class SourceFrom:
 
     def __iter__(self)->Iterator[tuple[str,Tensor,Tensor|None]]:
         "The stream, from frame `start` on."
-        return islice(iter(self.source), self.start, None)
+        before = {self.frame_name(t) for t in range(self.start)} # some may be left out
+        return (item for item in self.source if item[0] not in before)

@@ -43,7 +43,7 @@ def _images(
     files = list_pictures(folder, skip=skip)
     if files: return files
     inside = sorted(p.name for p in folder.iterdir() if p.is_dir())
-    found = f"{len(inside)} folders ({_first_few(inside, 3)})" if inside else "no images"
+    found = f"only folders ({_first_few(inside, 3)})" if inside else "no images"
     raise StremnError(f"{folder}: expected {what} ({' '.join(IMAGE_SUFFIXES)}), found {found}")
 
 # %% ../../nbs/library/13_data.vos.ipynb #03452c28
@@ -137,12 +137,16 @@ class VideoFolder:
         masks = None if masks_dir is None else Path(masks_dir)
         given = [Path(file) for file in ([given] if isinstance(given, (str, Path)) else given)]
         self.frame_files,self.left_out = _without_masks(self.path, given)
-        self.mask_files,self.size = _matched(self.frame_files, self.path, masks)
+        self.mask_files,self.size = _matched(self._sized(self.frame_files), self.path, masks)
         self.names = list(self.frame_files)
         self.length:int|None = len(self.names) # Readers of other sources may not know theirs
         self._ids:list[int]|None = None        # Known after the first call of `object_ids`
 
     def __len__(self)->int: return len(self.names)
+
+    def _sized(self, files:dict[str,Path])->dict[str,Path]:
+        "The frames whose sizes are compared: all; a reader of damaged folders has fewer."
+        return files
 
     def frame(self, i:int)->Tensor: # (3,H,W) float32 in [0,1]
         "Frame `i`, read now."

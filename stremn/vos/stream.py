@@ -485,7 +485,7 @@ class VideoSegmenter(StreamMemory):
         target = pick_device(device)
         network = load(model) if isinstance(model, str|Path) else model
         if not isinstance(network, VOSModel):
-            found = type(network).__name__
+            found = model if isinstance(model, str|Path) else type(model).__name__
             raise StremnError(f"model: expected a network that segments, found {found}")
         stays = network is model and str(device)=="auto"
         self.model = network if stays else network.to(target)
