@@ -192,8 +192,8 @@ def check_first(
     if found==wanted: return
     start = frames.start+1
     while frames.frame_name(start)!=found: start += 1
-    refuse(f"{frames.path}: expected to begin with frame {wanted}, found it damaged and {found} the "
-           f"first that can be read (--start {start}, with a mask of that frame)")
+    refuse(f"{frames.path}: expected to begin with frame {wanted}, found it damaged and {found} "
+           f"the first that can be read (--start {start}, with a mask of that frame)")
 
 def check_is_folder(
     out:Path, # Wanted for masks

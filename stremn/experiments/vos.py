@@ -200,8 +200,8 @@ FRESH = { # Frames -> a test on clips that were looked at once, after the claims
     300:ChameleonEval(clips=12, first=5_300_000, clip=ChameleonConfig(frames=300)),
     1000:ChameleonEval(clips=4, first=6_000_000, clip=ChameleonConfig(frames=1000))}
 TRAINED = { # Row -> recipe whose update keys it tests
-    "trained_paper":"forget-paper-straight-whitened",
-    "trained_turned":"forget-turned-straight-whitened",
+    "trained_paper":"forget-paper-imitation-random",
+    "trained_turned":"forget-turned-imitation-whitened",
     "untrained_turned":"forget-turned-untrained"}
 CANDIDATES = { # Row -> rule and stride of insertion that may become a default
     f"{p}-every{n}":(p, n) for n in (1, 5)
