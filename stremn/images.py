@@ -676,9 +676,9 @@ def _number_labels(
         found = type(mask).__name__
         raise StremnError(f"mask: expected an array, a tensor, a picture or the path of one, "
                           f"found {found}") from error
-    is_byte = labels.dtype==torch.uint8
-    is_picture = is_byte and labels.ndim==3 and labels.shape[2] in (3,4)
-    if is_picture or (is_byte and labels.ndim==2 and labels.numel()):
+    has_bytes = labels.dtype==torch.uint8 and labels.numel()>0
+    is_picture = labels.ndim==3 and labels.shape[2] in (3,4)
+    if has_bytes and (is_picture or labels.ndim==2):
         picture = Image.fromarray(labels.cpu().numpy())
         return _told(understand_picture(picture, "mask"), "mask").to(labels.device)
     if labels.ndim!=2 or labels.is_complex():

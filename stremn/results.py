@@ -197,10 +197,10 @@ def _save_json(data, path):
 def _load_json(path):
     "JSON from `path`; what is not valid JSON, NaN included, is refused."
     def refuse(token): raise ValueError(f"the number {token}")
-    try: return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+    try: return json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=refuse)
     except OSError as e:
         raise StremnError(f"{path}: expected a record, found {e.strerror or e}") from None
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise StremnError(f"{path}: expected a record in valid JSON, found {e}") from None
 
 def _record_markdown(r):

@@ -270,7 +270,7 @@ def _coco_outlines(
         for a in data["annotations"]:
             if a.get("iscrowd") or not isinstance(a["segmentation"], list): continue
             objects.setdefault(files[a["image_id"]], []).append((-a["area"], a["segmentation"]))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         found = f"{type(error).__name__}: {error}"
         raise StremnError(f"{file}: expected COCO's instances, found {found}") from error
     return objects

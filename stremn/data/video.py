@@ -168,12 +168,14 @@ def _probe(
     kind = "a single image" if name.endswith("_pipe") else NOT_VIDEO.get(name)
     cover = av.stream.Disposition.attached_pic
     streams = [s for s in box.streams.video if not s.disposition & cover]
-    if kind or not streams:
+    known = [s for s in streams if s.codec_context is not None]
+    if kind or not known:
         box.close()
         found = kind or f"no pictures in this {name} file"
+        if streams and not kind: found = f"pictures in a code that FFmpeg does not know ({name} file)"
         raise StremnError(f"{path}: expected a video file, found {found}")
-    streams[0].codec_context.options = {"err_detect":"explode"}
-    return box,streams[0]
+    known[0].codec_context.options = {"err_detect":"explode"}
+    return box,known[0]
 
 # %% ../../nbs/library/15_data.video.ipynb #da92e18b
 def _decoded(

@@ -64,7 +64,7 @@ def read_meta(
         raise StremnError(f"{path}: expected YouTube-VOS's meta.json, found {found}")
     text = read_text(path)
     try: content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StremnError(f"{path}: expected JSON, found a damaged file ({error})") from error
     notes:Notes = {}
     for name,entry in _entries(str(path), content, "videos").items():

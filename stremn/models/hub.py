@@ -132,7 +132,7 @@ def header_field(
 )->dict:                 # What its JSON says
     "One JSON field of a header."
     try: return json.loads(about[name])
-    except (KeyError, json.JSONDecodeError):
+    except (KeyError, ValueError, RecursionError):
         found = about.get(name, "nothing")[:40]
         raise StremnError(f"{path}: expected a {name} in JSON in the header, "
                           f"found {found}") from None

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..config import config_diff, to_json, with_new_defaults
 from ..core import StremnError, atomic_write
-from ..models.hub import read_file
+from ..models.hub import header_field, read_file
 
 # %% ../../nbs/library/54_train.checkpoint.ipynb #5acf0f21
 class RunFiles:
@@ -118,6 +118,17 @@ def check_same_run(
                       "choose another folder")
 
 # %% ../../nbs/library/54_train.checkpoint.ipynb #2954dcea
+def _optimiser_state(
+    tensors:dict[str,Tensor], # All of a checkpoint
+)->dict[int,dict]:            # Number of a parameter -> its moments
+    "What the optimiser knew."
+    state:dict[int,dict] = {}
+    for k,v in tensors.items():
+        if k.startswith(_OPTIMISER):
+            i,name = k.removeprefix(_OPTIMISER).split(".", 1)
+            state.setdefault(int(i), {})[name] = v.clone()        # off the file, which will be replaced
+    return state
+
 def load_checkpoint(
     path:Path,        # What `save_checkpoint` wrote
     model:nn.Module,  # Filled in place
@@ -146,15 +157,14 @@ def load_checkpoint(
     tensors,about = read_file(path, _KIND)
     if not {"step", "config"}<=set(about):
         raise StremnError(f"{path}: expected {_KIND}, found other safetensors")
-    check_same_run(path, json.loads(about["config"]), config)
-    model.load_state_dict(network_weights(tensors))
-    state = {}
-    for k,v in tensors.items():
-        if k.startswith(_OPTIMISER):
-            i,name = k.removeprefix(_OPTIMISER).split(".", 1)
-            state.setdefault(int(i), {})[name] = v.clone()        # off the file, which will be replaced
-    optimiser.load_state_dict({**optimiser.state_dict(), "state":state})
-    return int(about["step"])
+    check_same_run(path, header_field(about, "config", path), config)
+    try:
+        step = int(about["step"])
+        model.load_state_dict(network_weights(tensors))
+        optimiser.load_state_dict({**optimiser.state_dict(), "state":_optimiser_state(tensors)})
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise StremnError(f"{path}: expected {_KIND}, found a damaged one ({error})") from error
+    return step
 
 # %% ../../nbs/library/54_train.checkpoint.ipynb #c6aaa40d
 def checkpoint_weights(
@@ -180,9 +190,12 @@ def read_rows(
 )->list[dict]:    # One per step
     "The whole lines of a log; a line that a kill has cut off ends it."
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try: rows.append(json.loads(line))
-        except ValueError: break
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    for line in text.splitlines():
+        try: row = json.loads(line)
+        except (ValueError, RecursionError): break
+        if not isinstance(row, dict): break
+        rows.append(row)
     return rows
 
 class Log:
