@@ -224,16 +224,31 @@ def print_damaged(
 
 
 # %% ../nbs/library/90_cli.ipynb #90000019
+def source_of(
+    options, # `Segment`
+):           # Path, or `LiveVideo`
+    "Where frames come from."
+    from stremn.data.live import open_camera, open_pipe
+    o = options
+    if (o.source is None)==(o.camera is None):
+        found = "none" if o.source is None else f"{o.source} and --camera {o.camera}"
+        refuse("segment: expected a video file, a folder of frames, - for a pipe, or --camera N, "
+               f"found {found}")
+    if o.camera is not None: return open_camera(o.camera)
+    return open_pipe() if str(o.source)=="-" else o.source
+
 def frames_from(
-    path:Path, # Video file, or folder of frames
+    path, # Video file, folder of frames, or `LiveVideo`
     masks,     # Files of masks, which may lie in the folder
     start:int, # The first frame that is segmented
     damaged:bool, # Go on without frames that cannot be read?
 ):             # `SourceFrom`
     "The video from one frame on, and a line on files of its folder that are no frames."
     from stremn.data.damaged import open_damaged
+    from stremn.data.live import LiveVideo
     from stremn.data.video import SourceFrom, open_source
-    source = (open_damaged if damaged else open_source)(path, masks)
+    open_it = open_damaged if damaged else open_source
+    source = path if isinstance(path, LiveVideo) else open_it(path, masks)
     out = getattr(source, "left_out", None)
     if out: print(f"no frames, like the mask: {', '.join(out)}")
     frames = SourceFrom(source, start)
@@ -273,8 +288,10 @@ class Segment(SegmentOptions):
     """Follow the objects of the first frame's mask through a video.
 
     Example: stremn segment clip.mp4 --mask first.png --out masks"""
-    source:tyro.conf.Positional[Path] = tyro.MISSING
-    "Video file, or folder of frames."
+    source:Annotated[tyro.conf.Positional[Path|None], tyro.conf.arg(metavar="[PATH]")] = None
+    "Video file, folder of frames, or - for a video that is piped in (mkv, ts, y4m)."
+    camera:Annotated[int|None, tyro.conf.arg(metavar="N")] = None
+    "Follow the webcam of this number (0 is the first) until Ctrl-C, instead of a file; needs OpenCV."
     mask:Annotated[tuple[str,...], getattr(tyro.conf, "UseAppendAction", None),
                    tyro.conf.arg(metavar="[T:]FILE")] = ()
     """Mask of the first frame: a palette, grey, color or transparent picture; each flat color an object, black the
@@ -294,6 +311,10 @@ class Segment(SegmentOptions):
     "Replace masks and overlay in the output folder, when the new ones are complete."
     resume:Flag = False
     "Go on with a run that was stopped in this folder, with the same options; without one, begin."
+    prob:Flag = False
+    "Write prob/FRAME.npz, too: the probability of each object, and of the background."
+    alpha:Flag = False
+    "Write alpha/FRAME.png, too: the objects cut out, with soft edges, on a transparent background."
     skip_damaged:Flag = False
     "Leave out frames that cannot be read, and say which; the others keep their numbers."
 
@@ -301,13 +322,14 @@ class Segment(SegmentOptions):
 
     def run(self)->None:
         "Segment, and say what was written and what the memory holds at the end."
+        from stremn.vos.exports import EXTRAS
         from stremn.vos.files import segment_video
         check_is_folder(self.out)
-        segmenter = self.segmenter()
-        files = masks_of_frames(self.mask, self.start)
-        source = frames_from(self.source, files.values(), self.start, self.skip_damaged)
+        segmenter,files = self.segmenter(),masks_of_frames(self.mask, self.start)
+        source = frames_from(source_of(self), files.values(), self.start, self.skip_damaged)
         masks = masks_to_start_from(self, files, source, segmenter.model)
-        how = dict(video=self.video, overwrite=self.overwrite, resume=self.resume)
+        how = {k:getattr(self, k) for k in ("video", "overwrite", "resume")}
+        how["extras"] = [name for name in EXTRAS if getattr(self, name)]
         with no_traces(self.out):
             done = segment_video(segmenter, source, masks, self.out, **how, progress=not self.quiet)
         print_result(done, self.start+done.frames-segmenter.state.t)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['StremnError', 'check', 'make_generator', 'seed_everything', 'pick_device', 'device_name', 'free_threads',
            'at_least_float32', 'atomic_write', 'check_apart', 'results_in', 'check_output_folder', 'make_folder',
-           'fill_folder', 'move_results']
+           'fill_folder', 'move_results', 'replace_files']
 
 # %% ../nbs/library/01_core.ipynb #d491d67f
 import math
@@ -358,4 +358,17 @@ def move_results(
 )->None:
     "Put a result in the place of an earlier one; all else stays."
     for old in results_in(out, others): old.unlink()
-    for new in sorted(part.iterdir()): os.replace(new, out/new.name)
+    for new in sorted(part.iterdir()):
+        if new.is_dir() and (out/new.name).is_dir(): replace_files(new, out/new.name)
+        else: os.replace(new, out/new.name)
+
+def replace_files(
+    part:Path, # Folder of new files, which goes
+    out:Path,  # Folder that is there
+)->None:
+    "New files in the place of all that have their ending; others stay."
+    new = sorted(part.iterdir())
+    endings = {p.suffix for p in new}
+    for old in [p for p in out.iterdir() if p.is_file() and p.suffix in endings]: old.unlink()
+    for p in new: os.replace(p, out/p.name)
+    part.rmdir()

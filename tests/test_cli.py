@@ -311,7 +311,7 @@ def test_doctor(capsys, monkeypatch, tmp_path):
     ("bench memory --clips x", "--clips: expected a whole number, found x"),
     ("segment a --mask b --out c --max-distance far", "--max-distance: expected a number, found far"),
     ("segment a --mask", "--mask: expected a value, found none"),
-    ("segment", "segment: expected PATH, --out PATH, found none"),
+    ("segment", "segment: expected --out PATH, found none"),
     ("segment a --mask c", "segment: expected --out PATH, found none"),
     ("segment a b --mask c --out d", "segment: expected no further word, found b"),
     ("data --quiet", "data: ... found --quiet")])

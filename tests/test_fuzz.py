@@ -145,7 +145,8 @@ def videos(tmp_path_factory):
     random = np.random.default_rng(0)
     where = tmp_path_factory.mktemp("videos")
     for name, codec, kind in [("a.mp4", "libx264", "yuv420p"), ("b.mkv", "libx264", "yuv420p"),
-                              ("c.avi", "mjpeg", "yuvj420p"), ("d.gif", "gif", "rgb8"), ("e.webm", "libvpx", "yuv420p")]:
+                              ("c.avi", "mjpeg", "yuvj420p"), ("d.gif", "gif", "rgb8"),
+                              ("e.webm", "libvpx", "yuv420p")]:
         with av.open(str(where / name), "w") as box:
             stream = box.add_stream(codec, rate=Fraction(25))
             stream.width, stream.height, stream.pix_fmt = 32, 16, kind
@@ -171,19 +172,21 @@ def test_videos(folder, videos, kind, changes, foreign):
 texts = st.text(max_size=8) | st.sampled_from(["", "NaN", "../x", "vos", "learned", "1"])
 leaves = st.none() | st.booleans() | st.integers(-2**70, 2**70) | st.floats() | texts
 anything = st.recursive(leaves, lambda x: st.lists(x, max_size=3) | st.dictionaries(texts, x, max_size=3), max_leaves=6)
-swaps = st.lists(st.tuples(st.integers(0, 200), st.sampled_from(["put", "drop", "add"]), anything), min_size=1, max_size=3)
+swaps = st.lists(st.tuples(st.integers(0, 200), st.sampled_from(["put", "drop", "add"]), anything), min_size=1,
+                 max_size=3)
+
+
+def places_in(value):
+    "Every (holder, key) of nested JSON."
+    keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    return [place for key in keys for place in [(value, key), *places_in(value[key])]]
 
 
 def swapped(value, changes):
     "JSON with some of its values replaced, dropped or added."
     value = copy.deepcopy(value)
     for which, how, new in changes:
-        places = []
-        def walk(x):
-            for key in list(x) if isinstance(x, dict) else range(len(x)) if isinstance(x, list) else ():
-                places.append((x, key))
-                walk(x[key])
-        walk(value)
+        places = places_in(value)
         if not places: return new
         (holder, key), new = places[which % len(places)], copy.deepcopy(new)
         if how == "put": holder[key] = new
@@ -273,8 +276,8 @@ READERS = {"record": (RECORD, Record.load), "meta": (META, read_meta), "coco": (
 
 
 @inputs("json")
-@given(which=st.sampled_from(["record", "meta", "coco"]), deep=st.integers(0, 20), changes=swaps | st.just([]), bytewise=edits,
-       mark=st.booleans())
+@given(which=st.sampled_from(["record", "meta", "coco"]), deep=st.integers(0, 20), changes=swaps | st.just([]),
+       bytewise=edits, mark=st.booleans())
 def test_json(folder, which, deep, changes, bytewise, mark):
     for kind in (VOSConfig, PredictionConfig, FitConfig):
         works_or_says(from_json, kind, swapped(to_json(kind(), "config"), changes))
@@ -287,10 +290,12 @@ def test_json(folder, which, deep, changes, bytewise, mark):
     if deep and not (changes or bytewise): assert found is not None                     # a byte-order mark is no fault
 
 
-NAMES = ["00000.jpg", "00001.jpg", "00001.JPG", "00002.png", "2.png", "-1.png", "1.5.png", "①.jpg", "._00000.jpg", "b.heic",
-         "00003.jpg.part", "mask.png", "notes.txt", "meta.json", "val.txt", "a b.png", "x.gif", "dir.png", "Thumbs.db"]
-FOLDERS = ["", "JPEGImages/480p/dog", "Annotations/480p/dog", "Annotations/480p/cat", "ImageSets/2016", "ImageSets/2017",
-           "train/JPEGImages/v", "train/Annotations/v", "valid/JPEGImages/v", "DUTS", "img", "②", "ECSSD/images"]
+NAMES = ["00000.jpg", "00001.jpg", "00001.JPG", "00002.png", "2.png", "-1.png", "1.5.png", "①.jpg", "._00000.jpg",
+         "b.heic", "00003.jpg.part", "mask.png", "notes.txt", "meta.json", "val.txt", "a b.png", "x.gif",
+         "dir.png", "Thumbs.db"]
+FOLDERS = ["", "JPEGImages/480p/dog", "Annotations/480p/dog", "Annotations/480p/cat", "ImageSets/2016",
+           "ImageSets/2017", "train/JPEGImages/v", "train/Annotations/v", "valid/JPEGImages/v", "DUTS", "img", "②",
+           "ECSSD/images"]
 CONTENTS = [b"", b"text\n", b"\xef\xbb\xbfdog\n", b"dog\ncat\n", b"{}", json.dumps(META).encode(), PICTURES["p.png"],
             PICTURES["turned.jpg"], PICTURES["g.gif"], PICTURES["t.tif"][:50], "folder", "link"]
 
@@ -310,7 +315,7 @@ def test_trees(folder, tree):
         else: path.write_bytes(content)
     before = sorted(root.rglob("*"))
     for place in {place for place, _ in tree} | {""}:
-        for open_it in (open_source, open_damaged): works_or_says(lambda: list(open_it(root / place)))
+        for open_it in (open_source, open_damaged): works_or_says(lambda o=open_it, p=root / place: list(o(p)))
     for read in (lambda: [list(v) for v in DAVIS(root, 2017)], lambda: [list(v) for v in DAVIS(root, 2016)],
                  lambda: [list(v) for v in YouTubeVOS(root, "train")], lambda: list(YouTubeVOS(root, "valid")),
                  lambda: describe_data(root), lambda: len(StillFolder(root)),
@@ -341,8 +346,9 @@ def test_arrays(files, shape, kind, value, tensor, other):
 
 WORDS = ["segment", "mask", "check-mask", "evaluate", "predict", "data", "models", "table", "train", "vos", "--help"]
 SLOW = {"train", "vos", "table"}                                               # may work for hours when they are right
-VALUES = ["", "0", "-1", "1", "3", "1e9", "nan", "x", "a/b", "../x", "frames", "m.png", "clip.mp4", "①", "9" * 30, "1,2", "%s",
-          "--", "5:m.png", "oldest", "vos-tiny", "os:system", "w.safetensors", "bad\udcff.png", "a\nb", "out", "{}"]
+VALUES = ["", "0", "-1", "1", "3", "1e9", "nan", "x", "a/b", "../x", "frames", "m.png", "clip.mp4", "①", "9" * 30,
+          "1,2", "%s", "--", "5:m.png", "oldest", "vos-tiny", "os:system", "w.safetensors", "bad\udcff.png", "a\nb",
+          "out", "{}"]
 
 
 @pytest.fixture(scope="module")

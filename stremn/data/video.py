@@ -172,7 +172,7 @@ def _probe(
     if kind or not known:
         box.close()
         found = kind or f"no pictures in this {name} file"
-        if streams and not kind: found = f"pictures in a code that FFmpeg does not know ({name} file)"
+        if streams and not kind: found = f"pictures in an unknown code in this {name} file"
         raise StremnError(f"{path}: expected a video file, found {found}")
     known[0].codec_context.options = {"err_detect":"explode"}
     return box,known[0]

@@ -33,6 +33,7 @@ from ..data.vos import DAVIS, VideoFolder, VideoSet, _images
 from ..data.youtube import YouTubeVOS
 from ..images import PALETTE, as_frame, read_mask, write_mask
 from ..viz import overlay
+from .exports import check_extras, write_extras
 from .resume import LOCK, MEMORY, RUN, Checkpoints, only_run, same_bytes
 from .state import Mask, MemoryReport
 from .stream import VideoSegmenter
@@ -53,6 +54,7 @@ def label_source(
     masks:Mapping|Mask|None,  # As `VideoSegmenter.track` takes them
     done:int=0,               # Frames that an earlier run has labelled
     folder:Path|None=None,    # Where it has put their masks
+    extras:Sequence[str]=(),  # What is written there for each new frame besides its mask
 )->Iterator[tuple[str,Tensor,Tensor,bool]]: # Name, frame (3,H,W), labels (H,W), is it new?
     "Each frame with its labels; one frame in memory at a time."
     source,now,passed = iter(source),{},set()
@@ -69,7 +71,12 @@ def label_source(
         for name,frame,_ in source:
             now.update(name=name, frame=as_frame(frame))
             yield name,now["frame"]
-    for labels in segmenter.track(noted(), masks):
+    for answer in segmenter.track(noted(), masks, return_prob=bool(extras)):
+        labels = answer
+        if extras:
+            ids = segmenter.objects
+            labels = torch.tensor([0, *ids])[answer.argmax(0)]
+            write_extras(folder, extras, now["name"], now["frame"], answer, ids)
         highest = max(segmenter.objects, default=0)
         check(highest<=254, f"mask: expected ids up to 254, as a PNG holds, found {highest}")
         yield now["name"],now["frame"],labels,True
@@ -177,6 +184,7 @@ def segment_video(
     video:bool=True,          # Write the overlay?
     overwrite:bool=False,     # Replace masks and overlay in `out`?
     resume:bool=False,        # Go on with a run that was stopped; without one, begin
+    extras:Sequence[str]=(),  # "prob", "alpha": folders of that name with a file a frame
     progress:bool=True,       # Show a bar?
 )->SegmentationOutput:
     """Segment a video into a folder, mask by mask.
@@ -196,6 +204,8 @@ def segment_video(
         overwrite: replace an earlier result, when the new one is complete (False).
         resume: go on with a run that was stopped in this folder, bit-equal to one that never was
             (False). The options and the masks must be the same.
+        extras: "prob" and "alpha" are folders with probabilities (`write_prob`) and cut-outs
+            (`write_cutout`) of each frame. None by default.
         progress: show a bar (True).
 
     Returns:
@@ -213,16 +223,18 @@ def segment_video(
     """
     out,where = Path(out),getattr(source, "path", "source")
     check_run(out, overwrite, resume, where)
+    check_extras(extras)
     shown = (fps or getattr(source, "fps", None) or 24) if video else None
     bar = tqdm(named(source, where), total=getattr(source, "length", None),
                disable=not progress, unit="frame", desc="segment", mininterval=.5)
     with only_run(out) as run:
         if not resume: clear_run(run)
         place = make_folder(run/NEW) if overwrite and results_in(out) or (run/NEW).is_dir() else out
-        keep = Checkpoints(segmenter, run, {"video":str(where), "mask":same_bytes(mask)})
+        about = {"video":str(where), "mask":same_bytes(mask), "extras":[*extras] or None}
+        keep = Checkpoints(segmenter, run, about)
         film = Overlay(run/OVERLAY, shown)
         try:
-            labelled = label_source(segmenter, bar, mask, keep.restore(), place)
+            labelled = label_source(segmenter, bar, mask, keep.restore(), place, extras)
             for name,frame,labels,new in labelled:
                 if new: keep.note(write_mask(place/f"{name}.png", labels))
                 film.add(frame, labels)
