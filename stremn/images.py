@@ -52,6 +52,7 @@ def _open(
     try:
         with Image.open(path) as image:
             image.load()
+            if image.mode=="P" and image.palette is None: raise OSError("its palette is missing")
             with suppress(SyntaxError): ImageOps.exif_transpose(image, in_place=True) # a broken note is none
             return image
     except UnidentifiedImageError as error:
