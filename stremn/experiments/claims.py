@@ -54,8 +54,9 @@ def difference(
     that:str,                    # Row it is compared with
     metric:str="J",              # Key of `Record.clips`
 )->Interval|None:                # None where one of them was not run
-    "This minus that, paired by seed and clip."
-    return row_difference(rows[this], rows[that], metric) if {this, that}<=rows.keys() else None
+    "This minus that, paired by seed and clip, for the seeds that both have."
+    both = common_seeds(rows, (this, that))
+    return row_difference(both[this], both[that], metric) if {this, that}<=both.keys() else None
 
 def beats_all(
     rows:dict[str,list[Record]], # Of a study
