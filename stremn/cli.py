@@ -655,7 +655,7 @@ class TrainOptions:
     batch:Annotated[int|None, tyro.conf.arg(metavar="N")] = None
     "Clips per process and step, other than the protocol's."
     random_start:Flag = False
-    "Begin with random weights where the protocol begins with ImageNet ones."
+    "Begin with random weights where the protocol begins with ImageNet ones, or with vos-small (own)."
     precision:Literal["default", "no", "bf16", "fp16"] = "default"
     "Mixed precision; the default is the protocol's."
     workers:int = 0
@@ -702,11 +702,15 @@ def chosen_recipes(
     known = [r.name for r in recipes if r.name]
     unknown = [n for n in names if n not in known]
     if unknown:
-        expected = f"some of {', '.join(known)}" if known else "none for tiny, which is one run"
+        expected = f"some of {', '.join(known)}" if known else "none for a protocol of one run"
         refuse(f"--parts: expected {expected}, found {', '.join(unknown)}")
     return [r for r in recipes if not names or r.name in names]
 
 # %% ../nbs/library/90_cli.ipynb #f941f140
+def is_first_process()->bool:
+    "Does this process speak, of those that `torchrun` started?"
+    return os.environ.get("RANK", "0")=="0"
+
 def print_dry_run(
     record, # From a dry run
 )->None:
@@ -725,7 +729,21 @@ def print_finished(
     then = "finished"
     if before: then = f"went on after step {before}"
     if before==steps: then = "was finished before"
-    if os.environ.get("RANK", "0")=="0": print(f"{steps} steps, {then}: weights in {done}")
+    print(f"{steps} steps, {then}: weights in {done}")
+
+def print_held_out(
+    weights:str|Path, # What `stremn.load` accepts
+    videos:Sequence,  # Of `VideoFolder`, held out
+    options,          # `Train`
+)->None:
+    "How well weights do on videos that nothing was learned from, in a line."
+    from stremn.experiments.measure import VideoEval, evaluate_videos
+    from stremn.models.hub import load
+    model = load(weights, options.device)
+    rule = model.bank.policy
+    how = VideoEval("own", str(weights), str(options.data), rule.rule, rule.slots, options.seed)
+    m = evaluate_videos(how, videos, model, progress=not options.quiet).metrics
+    print(f"held-out videos, {weights}: J&F {m['JF']:.3f}, J {m['J']:.3f}, F {m['F']:.3f}")
 
 # %% ../nbs/library/90_cli.ipynb #8bc142d7
 def train_predictor(
@@ -754,51 +772,89 @@ def train_predictor(
 # %% ../nbs/library/90_cli.ipynb #9a11c101
 def train_segmenter(
     options, # `Train`
-)->None:
+    recipes:Sequence, # One after the other
+    start:str|None,   # Weights the first one begins with
+)->Path|None:         # The finished weights; None: a dry run
     "Train a network to segment, recipe after recipe, and say where its weights are."
     from stremn.train.checkpoint import steps_taken
-    from stremn.vos.train import PROTOCOLS, dry_run, train_recipes
+    from stremn.vos.train import dry_run, train_recipes
     o = options
-    if o.protocol not in PROTOCOLS:
-        refuse(f"--protocol: expected {', '.join(PROTOCOLS)} for vos, found {o.protocol}")
-    if o.network is not None:
-        refuse(f"--network: expected train prediction, found train vos with {o.network}")
-    recipes = o.changed(chosen_recipes(PROTOCOLS[o.protocol](), o.parts))
+    recipes = o.changed(chosen_recipes(recipes, o.parts))
     if o.dry_run:
         for recipe in recipes: print_dry_run(dry_run(recipe, o.device))
-        return
+        return None
     before = sum(steps_taken(o.out/r.name) for r in recipes)
     with no_traces(o.out):
-        done = train_recipes(recipes, o.data, o.out, o.device, o.start, progress=not o.quiet)
-    print_finished(sum(r.steps for r in recipes), before, done)
+        done = train_recipes(recipes, o.data, o.out, o.device, start, progress=not o.quiet)
+    if is_first_process(): print_finished(sum(r.steps for r in recipes), before, done)
+    return done
+
+def train_on_protocol(
+    options, # `Train`
+)->None:
+    "Train as a protocol says."
+    from stremn.vos.train import PROTOCOLS
+    o = options
+    if o.protocol not in PROTOCOLS:
+        refuse(f"--protocol: expected {', '.join(PROTOCOLS)}, own for vos, found {o.protocol}")
+    train_segmenter(o, PROTOCOLS[o.protocol](), o.start)
+
+def train_on_own(
+    options, # `Train`
+)->None:
+    "Go on from trained weights with a folder of frames and masks; score them before and after."
+    from stremn.data.folders import open_folder
+    from stremn.vos.train import own_recipes
+    o = options
+    start = o.start or (None if o.random_start else "vos-small")
+    own = open_folder(o.data)
+    held = own.held_out(o.seed)
+    if is_first_process(): print(own.summary(held))
+    done = train_segmenter(o, own_recipes(held, start), start)
+    if not done or not is_first_process(): return
+    videos = [v for v in own.videos if v.name in held]
+    for weights in (start, done):
+        if weights and videos: print_held_out(weights, videos, o)
 
 # %% ../nbs/library/90_cli.ipynb #b299fa00
 Predictor = Literal["recall", "recall-without", "prediction", "prediction-without", "convlstm",
                     "predrnn", "simvp"]
-PREDICTORS = f"{{{','.join(get_args(Predictor))}}}"
+Protocol = Literal["tiny", "small", "paper", "own", "kth", "h36m", "mmnist"]
+
+def any_of(
+    names, # A `Literal`
+)->str:    # {a,b}
+    "How a help text lists the names of an option that may be left out."
+    return f"{{{','.join(get_args(names))}}}"
 
 # %% ../nbs/library/90_cli.ipynb #b299faae
 @dataclass
 class Train(TrainOptions):
     """Train a network; run it again with the same --out to go on where it stopped.
 
+    On your own frames and masks: stremn train vos --data clips --out runs/mine
+
     Several processes: torchrun --standalone --nproc_per_node 2 --no-python stremn train vos --out DIR"""
     task:tyro.conf.Positional[Literal["vos", "prediction"]] = tyro.MISSING
     "What to learn: to segment video, or to predict its next frames."
     out:Path = tyro.MISSING
     "Folder of the run: checkpoint, log, weights, card."
-    protocol:Literal["tiny", "small", "paper", "kth", "h36m", "mmnist"] = "tiny"
+    protocol:Annotated[Protocol|None, tyro.conf.arg(metavar=any_of(Protocol))] = None
     """tiny: synthetic clips, for two CPU cores; small: real video, for a GPU or for hours; paper (vos): both stages of
-    the paper, for many GPUs; kth, h36m, mmnist (prediction): the paper's network on KTH, Human3.6M, Moving MNIST."""
-    network:Annotated[Predictor|None, tyro.conf.arg(metavar=PREDICTORS)] = None
+    the paper, for many GPUs; own (vos): your frames and masks in --data, a share of the videos held out to score with;
+    kth, h36m, mmnist (prediction): the paper's network on KTH, Human3.6M, Moving MNIST. Left out: own where vos has
+    --data, else tiny."""
+    network:Annotated[Predictor|None, tyro.conf.arg(metavar=any_of(Predictor))] = None
     """The predictor to train (left out: recall at tiny and small, else prediction). prediction: the paper's, its memory
     keeps features; recall: pixels, too; -without: without a memory; the others: baselines, tiny and small only."""
-    data:Path = Path("data")
-    "Folder that holds the data sets (see: stremn data); tiny needs none."
+    data:Annotated[Path|None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder of your own frames and masks (clips/VIDEO/frames and clips/VIDEO/masks, or as DAVIS), or one with the data
+    sets of small, paper and prediction (see: stremn data); left out: data."""
     dry_run:Flag = False
     "Take one real step of each part on noise, say how long it took and how much memory, and write nothing."
     start:Annotated[str|None, tyro.conf.arg(metavar="NAME")] = None
-    "Weights to go on from, with the same network: of this package, or a .safetensors file (vos only)."
+    """Weights to go on from, with the same network: of this package, or a .safetensors file (vos only; own begins with
+    vos-small)."""
     parts:Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ()
     "Only these parts of the protocol, in its order (vos; paper has stills and videos)."
 
@@ -806,8 +862,14 @@ class Train(TrainOptions):
 
     def run(self)->None:
         "Train to the end, and say where the weights are."
-        if self.task=="prediction": train_predictor(self)
-        else: train_segmenter(self)
+        own = self.task=="vos" and self.data is not None
+        protocol = self.protocol or ("own" if own else "tiny")
+        o = replace(self, protocol=protocol, data=self.data or Path("data"))
+        if self.task=="prediction": return train_predictor(o)
+        if o.network is not None:
+            refuse(f"--network: expected train prediction, found train vos with {o.network}")
+        if protocol=="own": train_on_own(o)
+        else: train_on_protocol(o)
 
 # %% ../nbs/library/90_cli.ipynb #5adf225b
 @dataclass

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import stremn
-from helpers import TINY_VOS, files_below, make_davis_2016, own_rules, stremn_main
+from helpers import TINY_VOS, files_below, make_davis_2016, make_video_folder, own_rules, stremn_main
 from stremn import cli
 from stremn.train.loop import Recipe
 from stremn.vos import train as vos_train
@@ -221,6 +221,27 @@ def test_train_goes_on_and_refuses_another_config(work, capsys, monkeypatch):
     for other in (["--seed", "1"], ["--steps", "9"]):
         status, out, err = stremn_main(capsys, *words, *other)
         assert (status, out, len(err)) == (2, [], 1) and "last.safetensors" in err[0] and files_below(work) == before
+
+
+def test_train_on_a_folder_of_ones_own(work, capsys):
+    "Three videos: one is held out, scored before and after; the weights segment; the run is found finished."
+    for v in "abc":
+        make_video_folder(work / "clips" / v / "frames", work / "clips" / v / "masks", n=6)
+    words = ["train", "vos", "--data", "clips", "--out", "own", "--start", "vos-tiny", "--steps", "2", "--size", "32",
+             "--batch", "1", "--device", "cpu", "--quiet"]
+    status, out, err = stremn_main(capsys, *words)
+    assert (status, err) == (0, []) and out[:3] == [
+        "clips: videos: 3, frames with masks: 18, objects: 6, sizes: 16x12", "held out: c",
+        "2 steps, finished: weights in own/model.safetensors"]
+    assert [x.partition(": J&F")[0] for x in out[3:]] == [
+        "held-out videos, vos-tiny", "held-out videos, own/model.safetensors"]
+    card = stremn.load("own/model.safetensors").card["config"]["task"]
+    assert (card["protocol"], card["videos"], card["held"]) == ("own", ["own"], ["c"])
+    again = stremn_main(capsys, *words)[1]
+    assert again[2] == "2 steps, was finished before: weights in own/model.safetensors" and again[3:] == out[3:]
+    status, out, err = stremn_main(capsys, "segment", "clips/c/frames", "--mask", "clips/c/masks/00000.png", "--out",
+                                   "m", "--weights", "own/model.safetensors", "--quiet", "--no-video")
+    assert (status, err, out[0]) == (0, [], "6 masks in m, objects 1, 2")
 
 
 def test_reproduce_ends_in_a_report(work, capsys):
@@ -465,6 +486,7 @@ def test_the_line_is_a_line_of_its_own_after_a_progress_bar(work, weights, capsy
     (["data", "nowhere"], ["nowhere"]),
     (["train", "vos", "--out", "first.png"], ["first.png", "folder to write to"]),
     (["train", "vos", "--out", "first.png/run"], ["first.png", "folder to write to"]),
+    (["train", "vos", "--out", "run", "--data", "."], ["<video>/frames + <video>/masks", "one video"]),
     (["train", "vos", "--out", "run", "--steps", "0"], ["--steps", "0"]),
     (["train", "vos", "--out", "run", "--seed", "-1"], ["seed", "-1"]),
     (["train", "vos", "--out", "run", "--parts", "long"], ["--parts", "none for tiny", "long"]),

@@ -14,7 +14,8 @@ from stremn.core import StremnError, make_generator, seed_everything
 from stremn.data.augment import PasteConfig, paste_object
 from stremn.vos.train import (
     ChameleonPhase, ChameleonTask, ChameleonTraining, VideoPhase, VideoSampler, VideoTask, VideoTraining, dry_run,
-    paper_recipes, scale_keys, small_recipes, tiny_recipes, train_recipes, training_videos,
+    own_recipes, paper_recipes, scale_keys, shortened_recipe, small_recipes, tiny_recipes, train_recipes,
+    training_videos, with_options,
 )
 from stremn.data.catalog import find_dataset
 from stremn.data.clips import Clip, collate
@@ -85,6 +86,43 @@ def test_held_sequences_are_never_opened(root):
     assert {task.videos.videos[v].name for v, _ in task.videos.kept} == {"bear", "swing"}
     kept = training_videos(root, "davis2016-240p", only=("dog-agility",))
     assert [v.name for v in kept] == ["dog-agility"]
+
+
+def own_clips(root, lengths):
+    "A folder of a person's own, 64x48: two objects in each video."
+    for i, (name, frames) in enumerate(lengths.items()):
+        clip = chameleon_batch([i], ChameleonConfig(frames=frames, objects=2))[0]
+        for t in range(frames):
+            write_frame(root/name/"frames"/f"{t:03}.png", clip.frames[t, :, :48])
+            write_mask(root/name/"masks"/f"{t:03}.png", clip.masks[t, :48])
+    return root
+
+
+def test_a_folder_of_ones_own_never_trains_on_what_it_holds_out(tmp_path):
+    root = own_clips(tmp_path, {"a": 6, "b": 8, "c": 7, "d": 6})
+    for held in (["a"], ["b", "d"]):
+        (recipe,) = own_recipes(held, "vos-tiny")
+        task = VideoTask(shortened_recipe([with_options(recipe, 32, 1)], 60)[0].training, root)
+        for step in range(60):
+            task.batch(step, 0, 0)
+        assert {task.videos.videos[v].name for v, _ in task.videos.kept} == set("abcd")-set(held)
+    assert task.config.model == load("vos-tiny").config and task.config.held == ("b", "d")
+
+
+def test_a_run_on_ones_own_goes_on_where_it_stopped(tmp_path):
+    root = own_clips(tmp_path/"clips", {"a": 6, "b": 6})
+    (recipe,) = shortened_recipe([with_options(own_recipes(["a"], None)[0], 32, 1, False, {"save_every": 1})], 3)
+    recipe = replace(recipe, training=replace(recipe.training, model=TINY_VOS))
+    fit(VideoTask(recipe.training, root), recipe.fit, tmp_path/"stopped", "cpu", stop_at=1, progress=False)
+    paths = [train_recipes([recipe], root, tmp_path/name, "cpu", progress=False) for name in ("stopped", "whole")]
+    stopped, whole = (load(path).state_dict() for path in paths)
+    assert all(torch.equal(stopped[k], whole[k]) for k in whole)
+    assert paths[0] == tmp_path/"stopped/model.safetensors" and len(read_log(tmp_path/"stopped")["loss"]) == 3
+
+
+def test_weights_of_another_network_are_no_start(root):
+    refused(["weights that segment", "prediction-tiny"], own_recipes, (), "prediction-tiny")
+    refused(["start", "VOSModel"], VideoTask(training(), root, "vos-tiny").build)
 
 
 def test_the_share_of_stills_is_the_share_of_batches(root):

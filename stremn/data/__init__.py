@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .clips import (
         Batch as Batch, Clip as Clip, collate as collate, one_hot_objects as one_hot_objects,
     )
+    from .folders import open_folder as open_folder
     from .levels import (
         LEVELS as LEVELS, clip_hash as clip_hash, clip_statistics as clip_statistics,
         level_clips as level_clips,
@@ -36,6 +37,7 @@ else:
         "catalog": "describe_data describe_prediction find_dataset",
         "chameleon": "ChameleonConfig chameleon_batch",
         "clips": "Batch Clip collate one_hot_objects",
+        "folders": "open_folder",
         "levels": "LEVELS clip_hash clip_statistics level_clips",
         "prediction": "PredictionData prediction_data",
         "stills": "StillFolder StillSampler still_clip",

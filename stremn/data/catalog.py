@@ -16,7 +16,7 @@ from stremn.data.prediction import (
     FINDERS, KTH_LISTS, PredictionData, _clip_entries, _human_entries, _kth_entries, _mnist_files,
     entry_windows, find_trees, prediction_data, read_digits, read_moving,
 )
-from .vos import _has_images, _instead, _listed, _subfolders
+from .vos import _instead, _levels, _listed, _subfolders
 from ..images import _is_image
 
 # %% ../../nbs/library/19_data.catalog.ipynb #68c8d469
@@ -165,7 +165,7 @@ def _video_rows(
 )->list[DataRow]: # One row per split and resolution of which something is there
     "Inventory of one tree of videos."
     frames = tree/"JPEGImages"
-    levels = [n for n in _subfolders(frames) if not _has_images(frames/n) and _subfolders(frames/n)]
+    levels = _levels(frames)
     lists = [(f"DAVIS {year}",p.stem) for year,folder in ((2016,"480p"),(2016,"2016"),(2017,"2017"))
              for p in sorted((tree/"ImageSets"/folder).glob("*.txt"))]
     lists = [key for key in dict.fromkeys(lists) if key in OFFICIAL]

@@ -231,6 +231,13 @@ def _has_images(folder:Path)->bool: # Stops at the first one
     "Does the folder hold image files directly? One that is not there does not."
     return folder.is_dir() and any(_is_image(p) for p in folder.iterdir())
 
+def _levels(
+    frames:Path, # JPEGImages
+)->list[str]:    # Names of resolutions
+    "Folders between it and its videos: they hold folders, and no pictures."
+    inside = _subfolders(frames)
+    return [n for n in inside if not _has_images(frames/n) and _subfolders(frames/n)]
+
 def _layout(
     root:Path,            # Holds JPEGImages
     resolution:str|None,  # Named resolution, or None to find out
@@ -245,7 +252,7 @@ def _layout(
     if resolution is not None:
         if resolution in inside: return resolution
         raise StremnError(f"{frames}: expected a folder {resolution}, found {_first_few(inside)}")
-    deep = [name for name in inside if not _has_images(frames/name) and _subfolders(frames/name)]
+    deep = _levels(frames)
     if len(deep)>1:
         raise StremnError(f"{frames}: expected one resolution, found {', '.join(deep)}; "
                           "say which with resolution=")

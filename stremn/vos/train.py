@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['HELD_OUT', 'EPOCH', 'PROTOCOLS', 'ChameleonPhase', 'ChameleonTraining', 'ChameleonTask', 'VideoSampler',
            'training_videos', 'VideoPhase', 'VideoTraining', 'load_imagenet_encoder', 'scale_keys', 'VideoTask',
-           'tiny_recipes', 'small_recipes', 'paper_recipes', 'shortened_recipe', 'with_options', 'train_recipes',
-           'noise_clips', 'dry_run']
+           'tiny_recipes', 'small_recipes', 'paper_recipes', 'own_recipes', 'shortened_recipe', 'with_options',
+           'train_recipes', 'noise_clips', 'dry_run']
 
 # %% ../../nbs/library/63_vos.train.ipynb #0e313858
 from collections.abc import Sequence
@@ -25,6 +25,7 @@ from stremn.data.augment import (
 from ..data.catalog import VIDEO_SETS, DataRow, describe_data, find_dataset
 from ..data.chameleon import ChameleonConfig, chameleon_batch
 from ..data.clips import Batch, Clip, collate, sample_indices
+from ..data.folders import LEAST, open_folder
 from ..data.stills import StillConfig, StillFolder, StillSampler
 from ..data.vos import DAVIS, VideoFolder
 from ..data.youtube import YouTubeVOS
@@ -84,13 +85,16 @@ class ChameleonTraining:
 # %% ../../nbs/library/63_vos.train.ipynb #94780fe1
 def begin_with(
     network:VOSModel,    # With random weights; changed in place
-    start:VOSModel|None, # Network to go on from; None: the random weights stay
+    start:nn.Module|None, # Network to go on from; None: the random weights stay
 )->VOSModel:             # The same network
     "First weights of a run."
     if start is None: return network
     weights = dict(start.state_dict())
     weights["bank.beta"] = network.bank.beta.detach()
-    network.load_state_dict(weights)
+    try: network.load_state_dict(weights)
+    except RuntimeError:
+        raise StremnError("start: expected weights of the network that is trained, found another "
+                          f"one ({type(start).__name__})") from None
     return network
 
 # %% ../../nbs/library/63_vos.train.ipynb #b3472133
@@ -245,20 +249,22 @@ class VideoSampler:
 # %% ../../nbs/library/63_vos.train.ipynb #e7bd3c65
 def training_videos(
     root:Path|str,            # Holds the data sets
-    name:str,                 # Key of `data.catalog.VIDEO_SETS`
+    name:str,                 # Key of `data.catalog.VIDEO_SETS`, or "own": `root` is a folder of frames and masks
     but:Sequence[str]=(),     # Sequences to leave out
     only:Sequence[str]|None=None, # These alone; None: all
     rows:Sequence[DataRow]|None=None, # The inventory of `root`; None: made now
 )->list[VideoFolder]:
     "The training sequences of a data set."
+    def wanted(name): return name not in but and (only is None or name in only)
+    if name=="own": return [v for v in open_folder(root).videos if wanted(v.name)]
     if name not in VIDEO_SETS:
-        raise StremnError(f"videos: expected one of {', '.join(VIDEO_SETS)}, found {name!r}")
+        raise StremnError(f"videos: expected one of {', '.join(VIDEO_SETS)}, own, found {name!r}")
     dataset,resolution = VIDEO_SETS[name]
     year = int(dataset.split()[-1])
     folder = find_dataset(root, dataset, "train", resolution, rows)
     if resolution: videos = DAVIS(folder, year, "train", resolution, True)
     else: videos = YouTubeVOS(folder, "train", year)
-    return [videos[n] for n in videos.names if n not in but and (only is None or n in only)]
+    return [videos[n] for n in videos.names if wanted(n)]
 
 # %% ../../nbs/library/63_vos.train.ipynb #f6a1b901
 @dataclass(frozen=True)
@@ -519,6 +525,36 @@ def paper_recipes()->tuple[Recipe,...]:
                fit=FitConfig(lr=1e-5, warmup=0, decay_from=0., weight_decay=0.), start="stills"))
 
 PROTOCOLS = {"tiny":tiny_recipes, "small":small_recipes, "paper":paper_recipes}
+
+# %% ../../nbs/library/63_vos.train.ipynb #386d3736
+def own_recipes(
+    held:Sequence[str]=(), # Videos that nothing is learned from
+    start:str|Path|None="vos-small", # Weights it goes on from, as `train_recipes` is told; None: the small network
+)->tuple[Recipe,...]:
+    """The protocol `own`: one run on a folder of frames and masks.
+
+    Args:
+        held: Names of videos that are held out (`OwnVideos.held_out`).
+        start: Weights whose network is trained; hand them to `train_recipes`, too.
+
+    Returns:
+        One recipe; `root` of `train_recipes` is the folder.
+
+    Raises:
+        StremnError: If `start` names no weights of a network that segments.
+
+    Example:
+        >>> held = open_folder("clips").held_out()
+        >>> train_recipes(own_recipes(held), "clips", "runs/mine", start="vos-small")
+        PosixPath('runs/mine/model.safetensors')
+    """
+    model = small_vos() if start is None else load(start).config
+    if not isinstance(model, VOSConfig):
+        raise StremnError(f"start: expected weights that segment, found {start}")
+    phase = replace(_soft_keys().stages[0], steps=2000, frames=LEAST, stills=0.)
+    training = VideoTraining(model=model, protocol="own", stages=(phase,), stills=(),
+                             videos=("own",), held=tuple(held))
+    return (Recipe(name="", training=training, fit=FitConfig(lr=3e-4, warmup=50, **_SMALL)),)
 
 # %% ../../nbs/library/63_vos.train.ipynb #9cbc9ac0
 def shortened_recipe(
