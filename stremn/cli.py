@@ -78,15 +78,11 @@ def no_traces(
         raise
 
 # %% ../nbs/library/90_cli.ipynb #20c11a01
-def policy_of(
-    word:str, # "default", the name of a rule, or "module:function"
-)->str|None:  # A name that is known; None: the network's own
-    "Which rule is meant; a rule in a file becomes known by its whole name."
-    if word=="default": return None
-    if ":" in word:
-        from stremn.memory.rules import import_rule
-        import_rule(word)
-    return word
+def chosen(
+    word:str, # From the command line
+)->str|None:  # None: the network's own
+    "What is meant."
+    return None if word=="default" else word
 
 # %% ../nbs/library/90_cli.ipynb #b3484331
 @dataclass
@@ -125,8 +121,7 @@ class SegmentOptions:
         scales = MULTI_SCALE if self.multi_scale else (1.,)
         views = TestTimeConfig(make_views(scales, self.flip), far)
         slots = slots_of(self.slots)
-        policy = policy_of(self.policy)
-        return VideoSegmenter(self.weights, policy, slots, self.device, test_time=views)
+        return VideoSegmenter(self.weights, chosen(self.policy), slots, self.device, test_time=views)
 
 # %% ../nbs/library/90_cli.ipynb #be1e3519
 def check_mask(
@@ -912,10 +907,9 @@ class Predict:
     def run(self)->None:
         "Predict, and say what was written, how good it is and what the memory holds."
         from stremn.prediction.files import PredictOptions, predict_video
-        def own(word): return None if word=="default" else word
         options = PredictOptions(
             observe=self.observe, frames=self.frames, start=self.start_frame, size=self.size,
-            view=own(self.view), policy=policy_of(self.policy), slots=slots_of(self.slots, 0),
+            view=chosen(self.view), policy=chosen(self.policy), slots=slots_of(self.slots, 0),
             device=self.device,
             video=self.video, overwrite=self.overwrite, progress=not self.quiet)
         with no_traces(self.out): done = predict_video(self.weights, self.source, self.out, options)

@@ -274,10 +274,12 @@ def make_davis_2016(work):
 
 @contextmanager
 def own_rules(folder: Path):
-    "A file my_rules.py in a folder: a rule `mine`, a record `record` and a `number`; afterwards nobody knows them."
+    "A file my_rules.py in a folder: a rule `mine`, a record `record`, a `number` and `two`; afterwards nobody knows them."
     (folder / "my_rules.py").write_text(
         "from stremn.memory.rules import Rule, newest, lfu\ndef mine(r): return newest(r)\n"
-        "record = Rule(lfu, needs_usage=True)\nnumber = 3\n")
+        "record = Rule(lfu, needs_usage=True)\nnumber = 3\ndef two(a, b): return a\n")
+    (folder / "my_bad_rules.py").write_text("def mine(r: return 1\n")
+    (folder / "my_late_rules.py").write_text("1/0\n")
     all_rules()                                            # all that the package knows is known
     before = dict(ZOO)
     try:

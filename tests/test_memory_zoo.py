@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 
 from stremn.core import StremnError, make_generator
-from stremn.memory.bank import UpdatePolicy
+from stremn.memory.bank import BankConfig, UpdatePolicy
 from stremn.memory.coverage import quality
 from stremn.memory.rules import RULES, ZOO, Comparison, Request, Rule, all_rules, find_rule, import_rule
 from stremn.memory.update import update_usage
@@ -18,7 +18,9 @@ from stremn.memory.zoo import (
     about_rule, area_change, asked_at, asking, cutie, dam4sam, effective_quality, gap, half, idle, in_turn, last_use,
     looks_at, lrb, lru, qdmn, readmem, recency, rule_table, s4lru, sam3, sam2long, samurai, stride, surest,
     volume)
+from stremn.vos.stream import VideoSegmenter
 from helpers import network
+from refusals import refused
 
 NEW = torch.tensor([[[0., -1., 0.]]]) # Tallies of a template that nobody has read
 MINE = ("cutie", "stride", "frozen", "spaced", "even", "xmem", "h2o", "lru", "clock", "s4lru", "lrb", "readmem",
@@ -548,9 +550,21 @@ def test_a_rule_from_a_file_is_known_by_its_whole_name(rule_file):
     assert UpdatePolicy("my_rules:mine").capacity == 6 and looks_at("my_rules:mine") == ["time"]
 
 
-@pytest.mark.parametrize("name", ["my_rules:other", "nowhere:mine", "my_rules:number", ":", "my_rules:", ":mine",
-                                  ".my_rules:mine", "oldest"])
-def test_a_rule_that_is_not_there_is_refused(rule_file, name):
-    with pytest.raises(StremnError, match="policy: expected") as caught:
-        import_rule(name)
-    assert "\n" not in str(caught.value) and name not in ZOO
+@pytest.mark.parametrize("name, message", [
+    ("my_rules:other", "no attribute 'other'"), ("nowhere:mine", "No module named 'nowhere'"), (":", "module:function"),
+    ("my_rules:number", "a Rule or a function of a Request in my_rules, found number = 3"), ("my_rules:", "attribute"),
+    ("my_rules:two", "a Rule or a function of a Request in my_rules, found two"), (":mine", "module:function"),
+    (".my_rules:mine", "module:function"), ("oldest", "module:function"), ("my_late_rules:mine", "ZeroDivisionError"),
+    ("my_bad_rules:mine", "my_bad_rules.py, line 1")])
+def test_a_rule_that_is_not_there_is_refused(rule_file, name, message):
+    for said in (import_rule, UpdatePolicy().but) if ":" in name else (import_rule,):
+        refused(["policy: expected", message], said, name)
+    assert name not in ZOO
+
+
+def test_what_a_person_says_is_imported_and_a_name_in_a_file_is_not(rule_file):
+    name = "my_rules:mine"
+    refused(f"import_rule('{name}') makes it known", find_rule, name)
+    refused(f"import_rule('{name}') makes it known", UpdatePolicy, name)
+    refused(f"import_rule('{name}') makes it known", BankConfig, policy=name)
+    assert VideoSegmenter("vos-tiny", name).policy.rule == name and find_rule(name).select.__name__ == "mine"

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save, save_file
 from stremn.core import StremnError
 from stremn.data.chameleon import ChameleonConfig, chameleon
 from stremn.memory.bank import UpdatePolicy, evictable_slots
-from stremn.memory.rules import ZOO, all_rules, find_rule
+from stremn.memory.rules import ZOO, all_rules, find_rule, import_rule
 from stremn.models.hub import load
 from stremn.vos import state as states
 from stremn.vos.multiscale import TestTimeConfig, make_views
@@ -222,6 +222,18 @@ def test_a_rule_without_a_name_is_not_saved(tmp_path, tiny):
     with pytest.raises(StremnError, match="expected a rule with a name"):
         s.save(tmp_path / "a.memory")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_rule_of_ones_own_is_named_and_goes_on_once_it_is_imported(rule_file, tiny):
+    s = started(tiny, 9, policy="my_rules:mine")
+    file = s.save(rule_file / "a.memory")
+    assert header_of(file)["state"]["policy"]["rule"] == "my_rules:mine"
+    del ZOO["my_rules:mine"]
+    with pytest.raises(StremnError, match=r"import_rule\('my_rules:mine'\) makes it known"):
+        VideoSegmenter.load(file, tiny)
+    import_rule("my_rules:mine")
+    other = VideoSegmenter.load(file, tiny)
+    assert all(map(torch.equal, run(other, 9, 14), run(s, 9, 14))) and other.policy == s.policy
 
 
 def header_of(file):

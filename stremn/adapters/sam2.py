@@ -132,7 +132,8 @@ def with_rule(
     if not all(hasattr(kind, name) for name in needed):
         raise StremnError("model: expected a Sam2VideoModel or another with its memory, found "
                           f"{kind.__name__}")
-    policy = rule if isinstance(rule, UpdatePolicy) else UpdatePolicy(rule, model.num_maskmem)
+    own = UpdatePolicy(slots=model.num_maskmem)
+    policy = rule if isinstance(rule, UpdatePolicy) else own.but(rule)
     model.bank = BareBank(policy.but(slots=slots))
     if not issubclass(kind, RuledMemory):
         model.__class__ = type(kind.__name__, (RuledMemory, kind), {})

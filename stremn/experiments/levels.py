@@ -19,7 +19,7 @@ from stremn.data.levels import (
 )
 from .grid import Row, run
 from .measure import ORACLES, UNBOUNDED, ChameleonEval, evaluate_chameleon
-from ..memory.rules import find_rule, import_rule
+from ..memory.rules import find_rule, said_rule
 from ..models.hub import load
 from ..results import Record, stored_record
 
@@ -28,8 +28,7 @@ def enter_policy(
     name:str, # Of a policy, or "module:function"
 )->None:
     "Make sure that a policy is known by its name."
-    if ":" in name: import_rule(name)
-    elif name not in (UNBOUNDED, *ORACLES): find_rule(name)
+    if name not in (UNBOUNDED, *ORACLES): find_rule(said_rule(name))
 
 # %% ../../nbs/library/84_experiments.levels.ipynb #570575af
 BENCH_POLICIES = ("oldest", "learned", "diversity", UNBOUNDED)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..core import StremnError
 from .read import affinity, read
 from .coverage import all_matches, apply_gate, follow_slots, weighted_pixels
-from .rules import Comparison, Matching, Request, Rule, Selector, find_rule, pick
+from .rules import Comparison, Matching, Request, Rule, Selector, find_rule, pick, said_rule
 from .similarity import best_match_similarity
 from .update import Memory, Template, append, update_usage, write
 
@@ -124,7 +124,8 @@ class UpdatePolicy:
     """How a memory forgets: a value, with no weights in it, that any call may name.
 
     Args:
-        rule: name in `stremn.memory.RULES`, a `Rule`, or a function from a `Request` to `(V,n)`.
+        rule: name in `stremn.memory.RULES`, a `Rule`, or a function from a `Request` to `(V,n)`;
+            "module:function" after `import_rule`, or through `but`.
         slots: K, at least 1 and at least `pinned`; `math.inf` never forgets; 0 stores nothing
             (prediction only).
         pinned: the first slots are never replaced; 1 keeps the frame whose mask was given.
@@ -175,12 +176,12 @@ class UpdatePolicy:
         return cls(c.policy, slots, c.pinned, c.latest, c.per_object, c.tau, c.noise, c.every)
 
     def but(self,
-        rule:str|Rule|Selector|None=None, # Another rule; None: as it is
+        rule:str|Rule|Selector|None=None, # Another rule, "module:function" from there; None: as it is
         slots:float|None=None,            # Another K; None: as it is
         **changes,                        # Other fields to change
     )->"UpdatePolicy":
         "The same policy with another rule, another K or other fields."
-        if rule is not None: changes["rule"] = rule
+        if rule is not None: changes["rule"] = said_rule(rule)
         if slots is not None: changes["slots"] = slots
         return replace(self, **changes)
 

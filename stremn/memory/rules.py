@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['Selector', 'RULES', 'ZOO', 'Matching', 'Comparison', 'Request', 'Rule', 'pick', 'oldest', 'newest', 'random_slot',
            'reservoir', 'first_last', 'choose_straight', 'most_similar', 'learned', 'lfu', 'ucb', 'compared_pairs',
-           'volumes_without', 'diversity', 'all_rules', 'find_rule', 'import_rule']
+           'volumes_without', 'diversity', 'all_rules', 'find_rule', 'import_rule', 'said_rule']
 
 # %% ../../nbs/lessons/03_memory.rules.ipynb #d491d67f
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module,invalidate_caches
+from inspect import signature
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -324,17 +325,26 @@ def find_rule(
             if rule in loaded: return loaded[rule]
     known = all_rules()
     if not isinstance(rule, str) or rule not in known:
-        raise StremnError(f"policy: expected one of {', '.join(known)}, found {rule!r}")
+        way_out = f"; import_rule({rule!r}) makes it known" if ":" in str(rule) else ""
+        raise StremnError(f"policy: expected one of {', '.join(known)}, found {rule!r}{way_out}")
     return known[rule]
 
 # %% ../../nbs/lessons/03_memory.rules.ipynb #a15c0e01
+def _takes_one(
+    found:Any, # From a module
+)->bool:
+    "Can it be called with a `Request`?"
+    try: signature(found).bind(None)
+    except (TypeError, ValueError): return False
+    return True
+
 def import_rule(
     name:str, # "module:function"
 )->Rule:      # Known by that name from now on
     """A rule from a module, entered in `ZOO` under its whole name.
 
-    Only what a person says is imported: a name in a file of weights never is, so `find_rule` knows
-    such a name only after this call.
+    Only what a person says is imported, here or as `policy=`: a name in a file of weights or of a
+    memory never is, so `find_rule` knows such a name only after this call.
 
     Args:
         name: "module:function", or "module:record" for a `Rule`. The module may lie in the current
@@ -344,7 +354,7 @@ def import_rule(
         The `Rule`.
 
     Raises:
-        StremnError: when there is no such module, or no rule of that name in it.
+        StremnError: when the module is not there or fails, or has no rule of that name.
 
     Example:
         >>> import_rule("stremn.memory.rules:oldest") == Rule(oldest)
@@ -355,11 +365,20 @@ def import_rule(
     sys.path.insert(0, here)
     invalidate_caches()
     try: found = getattr(import_module(module), inside)
-    except (ImportError, AttributeError, ValueError, TypeError) as e:
-        raise StremnError(f"policy: expected module:function, found {name} ({e})") from e
+    except Exception as e:                                                   # whatever a module may raise
+        said = " ".join(f"{type(e).__name__}: {e}".split())
+        raise StremnError(f"policy: expected module:function, found {name} ({said})") from e
     finally: sys.path.remove(here)
-    if not isinstance(found, Rule) and not callable(found):
-        raise StremnError(f"policy: expected a rule in {module}, found {inside} = {found!r}")
+    if not isinstance(found, Rule) and not _takes_one(found):
+        raise StremnError(f"policy: expected a Rule or a function of a Request in {module}, "
+                          f"found {inside} = {found!r}")
     ZOO[name] = find_rule(found)
     return ZOO[name]
+
+def said_rule(
+    word:str|Rule|Selector, # What a person said
+)->str|Rule|Selector:       # The same; a name that is known
+    "Import what is called `module:function`."
+    if isinstance(word, str) and ":" in word: import_rule(word)
+    return word
 

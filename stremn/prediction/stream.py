@@ -97,7 +97,8 @@ class VideoPredictor:
     Args:
         model: network with a memory (`PredictionModel`, `RecallModel`), or its name or file. It is only
             read: several streams, also in several threads, may share one.
-        policy: how its memory forgets: a name in `RULES`, a `Rule`, a function, or an `UpdatePolicy`;
+        policy: how its memory forgets: a name in `RULES`, a `Rule`, a function, "module:function", or an
+            `UpdatePolicy`;
             None: the network's own.
         slots: K, from 1 on (or the number of pinned slots); 0: no memory; `math.inf`: never forget;
             None: the policy's own.

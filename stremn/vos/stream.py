@@ -449,7 +449,8 @@ class VideoSegmenter(StreamMemory):
     Args:
         model: a network, or what `stremn.load` accepts: a name such as "vos-small" (the default) or
             a file.
-        policy: how to forget: a name in `RULES`, a `Rule`, a function, or a whole `UpdatePolicy`;
+        policy: how to forget: a name in `RULES`, a `Rule`, a function, "module:function" for one
+            in a file of your own, or a whole `UpdatePolicy`;
             None: the default of a shipped network (`stremn.models.hub.DEFAULT_POLICIES`), else
             as it was trained. A name changes the rule that it was trained with, nothing else.
         slots: K, from 1 on; `math.inf` never forgets and grows with the video; None: as the policy
