@@ -121,7 +121,8 @@ class SegmentOptions:
         scales = MULTI_SCALE if self.multi_scale else (1.,)
         views = TestTimeConfig(make_views(scales, self.flip), far)
         slots = slots_of(self.slots)
-        return VideoSegmenter(self.weights, chosen(self.policy), slots, self.device, test_time=views)
+        policy = chosen(self.policy)
+        return VideoSegmenter(self.weights, policy, slots, self.device, test_time=views)
 
 # %% ../nbs/library/90_cli.ipynb #be1e3519
 def check_mask(

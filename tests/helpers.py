@@ -274,7 +274,7 @@ def make_davis_2016(work):
 
 @contextmanager
 def own_rules(folder: Path):
-    "A file my_rules.py in a folder: a rule `mine`, a record `record`, a `number` and `two`; afterwards nobody knows them."
+    "A file my_rules.py in a folder, with the rule `mine`, a record and what is no rule; afterwards nobody knows it."
     (folder / "my_rules.py").write_text(
         "from stremn.memory.rules import Rule, newest, lfu\ndef mine(r): return newest(r)\n"
         "record = Rule(lfu, needs_usage=True)\nnumber = 3\ndef two(a, b): return a\n")

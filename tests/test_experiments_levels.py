@@ -40,7 +40,8 @@ def test_more_clips_than_published_are_said(rule_file):
 
 @pytest.mark.parametrize("name, message", [
     ("best", "policy: expected one of oldest"), ("my_rules:other", "expected module:function, found my_rules:other"),
-    ("nowhere:mine", "found nowhere:mine"), ("my_rules:number", "expected a Rule or a function of a Request in my_rules"),
+    ("nowhere:mine", "found nowhere:mine"),
+    ("my_rules:number", "expected a Rule or a function of a Request in my_rules"),
     (":", "module:function")])
 def test_unknown_policies_are_refused(rule_file, name, message):
     with pytest.raises(StremnError, match=message):

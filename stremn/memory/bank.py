@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from ..core import StremnError
 from .read import affinity, read
 from .coverage import all_matches, apply_gate, follow_slots, weighted_pixels
-from .rules import Comparison, Matching, Request, Rule, Selector, find_rule, pick, said_rule
+from stremn.memory.rules import (
+    Comparison, Matching, Request, Rule, Selector, find_rule, pick, said_rule,
+)
 from .similarity import best_match_similarity
 from .update import Memory, Template, append, update_usage, write
 
