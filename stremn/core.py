@@ -18,7 +18,9 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -59,6 +61,18 @@ def check(
         StremnError: slots: expected at least 1, found 0
     """
     if not condition: raise StremnError(message)
+
+# %% ../nbs/library/01_core.ipynb #391fb724
+def optional(
+    module:str,  # Name of a package that is not installed with this one
+    what:str,    # That needs it
+    install:str, # What pip is asked for
+)->ModuleType:
+    "Import a package, or say how to get it."
+    try: return import_module(module)
+    except ImportError:
+        raise StremnError(f"{what}: expected the package {module}, found none: "
+                          f"pip install '{install}'") from None
 
 # %% ../nbs/library/01_core.ipynb #be1e3519
 def make_generator(

@@ -617,6 +617,13 @@ class FoundLabel(NamedTuple):
     pixels:int              # How many
     box:tuple[int,...]      # x, y, width, height
 
+def box_of(
+    mask:np.ndarray,   # (H,W) bool, somewhere true
+)->tuple[int,...]:     # x, y, width, height
+    "The smallest box around a mask."
+    (top,bottom),(left,right) = ((p.min(), p.max()+1) for p in np.nonzero(mask))
+    return tuple(map(int, (left, top, right-left, bottom-top)))
+
 def found_labels(
     labels:np.ndarray,  # (H,W) whole numbers
     image:Image.Image,  # What they were read from
@@ -629,9 +636,7 @@ def found_labels(
     for label in np.unique(labels).tolist():
         here = labels==label
         colour = levels.colours[np.bincount(levels.index[here]).argmax()]
-        (top,bottom),(left,right) = ((p.min(), p.max()+1) for p in np.nonzero(here))
-        box = tuple(map(int, (left, top, right-left, bottom-top)))
-        found.append(FoundLabel(label, _shown(colour), int(here.sum()), box))
+        found.append(FoundLabel(label, _shown(colour), int(here.sum()), box_of(here)))
     return found
 
 # %% ../nbs/library/05_images.ipynb #da92e18b

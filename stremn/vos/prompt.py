@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import StremnError
+from ..core import StremnError, optional
 from ..images import as_frame, to_pixels
 from ..models.vos import VOSModel
 from .state import Picture
@@ -46,11 +46,7 @@ def check_point(
 # %% ../../nbs/library/68_vos.prompt.ipynb #68000006
 def opencv():
     "The module `cv2`, or how to get it."
-    try: import cv2
-    except ImportError:
-        raise StremnError("boxes and points need OpenCV, found none: "
-                          "pip install 'stremn[prompt]'") from None
-    return cv2
+    return optional("cv2", "boxes and points", "stremn[prompt]")
 
 def cut(
     pixels:np.ndarray, # (H,W,3) uint8
