@@ -7,6 +7,7 @@ __all__ = ['Command', 'Segment', 'Mask', 'CheckMask', 'Evaluate', 'Train', 'Pred
            'Reproduce', 'Bench', 'Diagnose', 'Doctor', 'parse', 'run', 'main']
 
 # %% ../nbs/library/90_cli.ipynb #a0f7e96b
+import json
 import math
 import os
 import re
@@ -202,22 +203,30 @@ def check_is_folder(
 def print_result(
     done,      # `SegmentationOutput`
     first:int, # Number in the video of the first frame that had a mask
+    source,    # As `open_source` or `open_damaged` returns it
 )->None:
-    "What was written, and what the memory holds at the end."
+    "What was written, what the memory holds at the end, and which frames were left out."
     print(f"{done.frames} masks in {done.folder}, objects {', '.join(map(str, done.objects))}")
     for held in (m.counted_from(first) for m in done.memory):
         who,what = (', '.join(map(str, x)) for x in (held.objects, held.frames))
         print(f"memory of object {who}: frames {what}; {held.why}")
-
-def print_damaged(
-    source, # As `open_damaged` returns it, or any other
-)->None:
-    "Say which frames were left out."
     out = getattr(source, "damaged", ())
     if not out: return
     runs = ", ".join(source.runs())
     print(f"left out, damaged: {len(out)} of {source.length} frames, {runs}")
 
+
+# %% ../nbs/library/90_cli.ipynb #90000021
+def write_rle(
+    folder:Path, # Of masks
+)->None:
+    "All masks in one file; without it, if it cannot be written, with a word."
+    from stremn.adapters.detections import coco_instances
+    from stremn.core import atomic_write
+    found = json.dumps(coco_instances(folder))
+    try:
+        with atomic_write(folder/"masks.json") as hidden: hidden.write_text(found)
+    except OSError as error: print(f"no {folder/'masks.json'}: {error.strerror}")
 
 # %% ../nbs/library/90_cli.ipynb #90000019
 def source_of(
@@ -311,6 +320,8 @@ class Segment(SegmentOptions):
     "Write prob/FRAME.npz, too: the probability of each object, and of the background."
     alpha:Flag = False
     "Write alpha/FRAME.png, too: the objects cut out, with soft edges, on a transparent background."
+    rle:Flag = False
+    "Write masks.json, too: all masks as COCO's run-length encoded instances, with areas and boxes."
     skip_damaged:Flag = False
     "Leave out frames that cannot be read, and say which; the others keep their numbers."
 
@@ -328,8 +339,8 @@ class Segment(SegmentOptions):
         how["extras"] = [name for name in EXTRAS if getattr(self, name)]
         with no_traces(self.out):
             done = segment_video(segmenter, source, masks, self.out, **how, progress=not self.quiet)
-        print_result(done, self.start+done.frames-segmenter.state.t)
-        print_damaged(source.source)
+        if self.rle: write_rle(self.out)
+        print_result(done, self.start+done.frames-segmenter.state.t, source.source)
 
 # %% ../nbs/library/90_cli.ipynb #90000012
 @dataclass

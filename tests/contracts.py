@@ -163,7 +163,7 @@ EXPORTING = ("lessons", "library") # folders of nbs/ whose notebooks may export;
 # a floor and never import each other, nor do losses and metrics.
 FLOORS = [("core",), ("config",), ("paper",), ("results",), ("images",), ("viz",), ("data",), ("memory",), ("nets",),
           ("models",), ("losses", "metrics"), ("train",), ("vos", "prediction"), ("experiments",),
-          ("doctor",), ("cli", "adapters")]
+          ("doctor",), ("adapters",), ("cli",)]
 
 
 def numbers_are_unique(root: Path) -> list[str]:

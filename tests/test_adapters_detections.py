@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from helpers import stremn_main
 from refusals import refused
-from stremn.adapters import areas_and_boxes, from_rle, to_detections, to_rle
+from stremn.adapters import areas_and_boxes, coco_instances, from_rle, to_detections, to_rle
 from stremn.adapters.detections import from_text, run_lengths, to_text
 from stremn.core import make_generator
+from stremn.images import write_mask
 
 
 def label_map(seed, size, ids=(1, 2, 7), smooth=9):
@@ -88,3 +90,32 @@ def test_without_supervision_the_way_out_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "supervision", None)
     refused("to_detections: expected the package supervision, found none: pip install 'supervision'",
             to_detections, torch.ones(2, 2))
+
+
+def test_a_folder_of_masks_as_coco_instances(tmp_path):
+    refused("found none", coco_instances, tmp_path)
+    for t, labels in enumerate((CASES[0], torch.zeros(48, 64, dtype=torch.long), CASES[0].flip(1))):
+        write_mask(tmp_path / f"{t}.png", labels.clamp(min=0))
+    found = json.loads(json.dumps(coco_instances(tmp_path)))
+    assert [(i["id"], i["file_name"], i["height"], i["width"]) for i in found["images"]] == [
+        (t + 1, f"{t}.png", 48, 64) for t in range(3)]
+    assert [c["id"] for c in found["categories"]] == [1, 2, 7]
+    assert [a["id"] for a in found["annotations"]] == [1, 2, 3, 4, 5, 6]
+    assert {a["image_id"] for a in found["annotations"]} == {1, 3}             # the second frame is empty
+    first = {a["track_id"]: a["segmentation"] for a in found["annotations"] if a["image_id"] == 1}
+    assert torch.equal(from_rle(first), CASES[0].clamp(min=0))
+    for a in found["annotations"]:
+        labels = CASES[0] if a["image_id"] == 1 else CASES[0].flip(1)
+        assert a["area"] == int((labels == a["category_id"]).sum()) and a["iscrowd"] == 0
+        y, x = torch.nonzero(labels == a["category_id"], as_tuple=True)
+        assert a["bbox"] == [int(x.min()), int(y.min()), int(x.max() - x.min()) + 1, int(y.max() - y.min()) + 1]
+
+
+def test_segment_writes_them_when_asked_to(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "frames").mkdir()
+    for t in range(2): write_mask(f"frames/{t}.png", CASES[0].clamp(min=0))
+    write_mask("mask.png", (CASES[0] == 7).long())
+    words = ["segment", "frames", "--mask", "mask.png", "--out", "o", "--weights", "vos-tiny", "--quiet", "--rle"]
+    assert stremn_main(capsys, *words)[::2] == (0, [])
+    assert json.loads((tmp_path / "o" / "masks.json").read_text()) == coco_instances(tmp_path / "o")

@@ -489,7 +489,7 @@ def test_the_line_is_a_line_of_its_own_after_a_progress_bar(work, weights, capsy
     (["train", "vos", "--out", "run", "--data", "."], ["<video>/frames + <video>/masks", "one video"]),
     (["train", "vos", "--out", "run", "--steps", "0"], ["--steps", "0"]),
     (["train", "vos", "--out", "run", "--seed", "-1"], ["seed", "-1"]),
-    (["train", "vos", "--out", "run", "--parts", "long"], ["--parts", "none for tiny", "long"]),
+    (["train", "vos", "--out", "run", "--parts", "long"], ["--parts", "none for a protocol of one run", "long"]),
     (["train", "vos", "--out", "run", "--protocol", "paper", "--parts", "x"], ["--parts", "stills, videos", "x"]),
     (["train", "vos", "--out", "run", "--save-every", "0"], ["save_every", "0"]),
     (["train", "vos", "--out", "run", "--precision", "fp16", "--device", "cpu"], ["fp16"]),

@@ -154,4 +154,5 @@ def open_folder(
         else: skipped[name] = f"masks from the first object on: {len(video)}, needed: {LEAST}"
     if videos: return OwnVideos(root, videos, skipped)
     said = "; ".join(f"{name}: {why}" for name,why in list(skipped.items())[:3])
-    raise StremnError(f"{root}: expected a video to learn from, found none ({said})")
+    raise StremnError(f"{root}: expected a video to learn from ({'; '.join(LAYOUTS)}), found none "
+                      f"({said})")
