@@ -970,10 +970,17 @@ class Data:
 
 @dataclass
 class Models:
-    "List the networks whose weights came with the package, and how they were made."
+    """List the networks whose weights came with the package, or print the model card of one.
+
+    Example: stremn models vos-small"""
+    name:Annotated[tyro.conf.Positional[str|None], tyro.conf.arg(metavar="[NAME]")] = None
+    "Network to describe: a name of the list, or a .safetensors file."
+
     def run(self)->None:
-        "One line for each."
+        "One line for each, or all about one."
+        from stremn.models.cards import describe_weights
         from stremn.models.hub import available, load
+        if self.name: return print(describe_weights(self.name))
         for name in available():
             model = load(name)
             steps,task = (model.card.get(k, "?") for k in ("steps", "task"))
