@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from .prediction_baselines import BASELINES as BASELINES, WEIGHTLESS as WEIGHTLESS
     from .presets import (
         paper_prediction as paper_prediction, paper_vos as paper_vos, small_vos as small_vos,
+        timm_vos as timm_vos,
     )
     from .recall import RecallConfig as RecallConfig, RecallModel as RecallModel
     from .vos import EncodedFrame as EncodedFrame, VOSConfig as VOSConfig, VOSModel as VOSModel
@@ -20,7 +21,7 @@ else:
         "hub": "available load save_weights",
         "prediction": "PredictionConfig PredictionModel",
         "prediction_baselines": "BASELINES WEIGHTLESS",
-        "presets": "paper_prediction paper_vos small_vos",
+        "presets": "paper_prediction paper_vos small_vos timm_vos",
         "recall": "RecallConfig RecallModel",
         "vos": "EncodedFrame VOSConfig VOSModel",
         "vos_baselines": "BASELINE_MEMORIES with_baseline_memory",

@@ -22,7 +22,7 @@ from ..nets.aspp import ASPP
 from ..nets.blocks import pad_to, unpad
 from ..nets.decoders import MaskDecoder
 from ..nets.efficientnet import LITE_WIDTHS, LiteEncoder, LiteMemoryEncoder
-from ..nets.encoders import TinyEncoder
+from ..nets.encoders import TimmEncoder, TinyEncoder
 from ..nets.resnet import NORMS, WIDTHS, ResNetEncoder
 
 # %% ../../nbs/lessons/08_models.vos.ipynb #6d2f9287
@@ -37,7 +37,8 @@ class VOSConfig:
         skips: skip connections from encoder to decoder: True as in STM, False as in Sec. 3.3.
         bank: sizes and choices of the memory; its two encoder widths are the last of `widths`.
         test_side: at test time frames shrink until the shorter side is this; None: never.
-        encoder: "tiny", "lite0", "resnet18" or "resnet50" (the paper's).
+        encoder: "tiny", "lite0", "resnet18" or "resnet50" (the paper's), or "timm:NAME", any model
+            of timm with maps at strides 4 and 8.
         norm: in a ResNet: "group" normalisation (the paper's) or "frozen" batch norm.
         aspp_rates: dilations of an ASPP between read-out and decoder; (): no ASPP.
         decoder: "light", or "stm": a residual block on each skip and two logits.
@@ -58,7 +59,7 @@ class VOSConfig:
         memory_channels=64, query_channels=64, key_channels=32, value_channels=48,
         update_channels=32, slots=4, similarity="l2", shared_keys=True))
     test_side:int|None=96          # At test time frames shrink until the shorter side is this; None: never
-    encoder:str="tiny"             # "tiny", "lite0", or a ResNet: "resnet18", "resnet50" (the paper's)
+    encoder:str="tiny"             # "tiny", "lite0", "timm:NAME", or a ResNet: "resnet18", "resnet50" (the paper's)
     norm:str="group"               # In a ResNet: "group" normalisation (the paper's) or "frozen" batch norm
     aspp_rates:tuple[int,...]=()   # Dilations of an ASPP between read-out and decoder; none: no ASPP
     decoder:str="light"            # "light", or "stm": a residual block on each skip and two logits
@@ -66,7 +67,8 @@ class VOSConfig:
     def __post_init__(self):
         if not self.widths:
             raise StremnError("widths: expected the channels of at least one stage, found none")
-        check_choice("encoder", self.encoder, ("tiny", "lite0", *WIDTHS))
+        named = "timm:NAME" if self.encoder.startswith("timm:") else self.encoder
+        check_choice("encoder", named, ("tiny", "lite0", *WIDTHS, "timm:NAME"))
         check_choice("norm", self.norm, tuple(NORMS))
         check_choice("decoder", self.decoder, ("light", "stm"))
         fixed = WIDTHS | {"lite0":(*LITE_WIDTHS, self.widths[-1])}
@@ -123,15 +125,26 @@ def objects_per_memory(
     return [r//videos for r in rows]
 
 # %% ../../nbs/lessons/08_models.vos.ipynb #d36b67f4
+def timm_encoder(
+    name:str,              # Of a model, as timm calls it
+    widths:tuple[int,...], # Channels that the config expects
+)->TimmEncoder:
+    "An encoder of timm with the widths of a config."
+    encoder = TimmEncoder(name)
+    found = tuple(info.channels for info in encoder.feature_info)
+    if found==widths: return encoder
+    raise StremnError(f"widths: expected {found} with timm:{name}, found {widths}")
+
 def make_encoder(
     config:VOSConfig, # Which encoder
     planes:int=0,     # Mask planes that come with the frame
 )->nn.Module:         # Frames to maps, finest first
     "The encoder a config asks for."
     if config.encoder=="tiny": return TinyEncoder(config.widths, planes)
-    if config.encoder=="lite0":
-        kind = LiteMemoryEncoder if planes else LiteEncoder
-        return kind(config.widths[-1])
+    kind,_,name = config.encoder.partition(":")
+    if kind in ("lite0", "timm") and planes: return LiteMemoryEncoder(config.widths[-1])
+    if kind=="lite0": return LiteEncoder(config.widths[-1])
+    if kind=="timm": return timm_encoder(name, config.widths)
     return ResNetEncoder(config.encoder, planes, config.norm)
 
 def start_keys(

@@ -334,8 +334,11 @@ def load_imagenet_encoder(
     "Begin with published ImageNet weights, found in an installed package or downloaded once."
     c = network.config
     if c.encoder=="tiny":
-        raise StremnError("imagenet: expected lite0 or a ResNet as encoder, found tiny")
+        raise StremnError("imagenet: expected lite0, a ResNet or timm:NAME as encoder, found tiny")
     if c.encoder=="lite0": return start_from_imagenet(network, lite_weights())
+    if c.encoder.startswith("timm:"):
+        network.query_encoder.load_pretrained()
+        return network
     load_backbones(network, imagenet_weights(c.encoder, c.norm))
     return network
 
@@ -355,7 +358,7 @@ def scale_keys(
     return network
 
 # %% ../../nbs/library/63_vos.train.ipynb #79a38281
-_BACKBONE = ("stem", "stages", "conv1.", "bn1", "layer") # What names of ImageNet weights begin with
+_BACKBONE = ("stem", "stages", "conv1.", "bn1", "layer", "body.") # What names of ImageNet weights begin with
 
 def weight_groups(
     network:VOSModel, # To train
