@@ -43,8 +43,9 @@ def how_built(
     config = model.config
     count = sum(p.numel() for p in model.parameters())
     encoder = getattr(config, "encoder", None)
-    parts = [type(model).__name__, *([f"encoder {encoder}"] if encoder else []), f"{count:,} weights"]
-    said = {"network":", ".join(parts)}
+    network = type(model).__name__
+    if encoder: network += f", encoder {encoder}"
+    said = {"network":f"{network}, {count:,} weights"}
     bank = getattr(config, "bank", None)
     if bank is not None:
         slots = "all frames" if math.isinf(bank.slots) else f"{bank.slots} slots"
