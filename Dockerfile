@@ -6,9 +6,9 @@ RUN pip install --no-cache-dir torch torchvision --index-url https://download.py
 COPY . /src
 RUN pip install --no-cache-dir "/src[prompt]" && rm -rf /src
 # Files that it writes belong to whoever runs it: docker run --user "$(id -u):$(id -g)" ...
-RUN useradd --create-home stremn && chmod 777 /home/stremn
+RUN useradd --create-home stremn
 USER stremn
-ENV HOME=/home/stremn PYTHONUNBUFFERED=1
+ENV PYTHONUNBUFFERED=1
 WORKDIR /videos
 ENTRYPOINT ["stremn"]
 CMD ["--help"]
