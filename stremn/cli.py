@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Command', 'Segment', 'Mask', 'CheckMask', 'Evaluate', 'Train', 'Predict', 'Data', 'Models', 'Printed', 'Table',
-           'Reproduce', 'Bench', 'Diagnose', 'Doctor', 'parse', 'run', 'main']
+           'Reproduce', 'Bench', 'Diagnose', 'Doctor', 'parse', 'traced', 'run', 'main']
 
 # %% ../nbs/library/90_cli.ipynb #a0f7e96b
 import json
@@ -13,6 +13,7 @@ import os
 import re
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
@@ -1237,7 +1238,8 @@ def parse(
                     config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
                     description="Slot memory for video: segment, predict, evaluate, train, "
                                 "measure. `stremn COMMAND --help` explains a command, "
-                                "`stremn --version` says which this is.")
+                                "`stremn --version` says which this is, --verbose after any "
+                                "command also shows where in the code an error arose.")
 
 # %% ../nbs/library/90_cli.ipynb #930fba03
 @contextmanager
@@ -1326,16 +1328,29 @@ def command_of(
         if not e.code: raise                                                   # --help
     raise UsageError(usage_line(words, said.getvalue()))
 
+# %% ../nbs/library/90_cli.ipynb #90000022
+@contextmanager
+def traced(
+    wanted:bool, # Show it?
+)->Iterator[None]:
+    "For reports of bugs: where an error arose, before its line."
+    try: yield
+    except (OSError, ValueError):
+        if wanted: traceback.print_exc()
+        raise
+
 # %% ../nbs/library/90_cli.ipynb #29f80e6d
 def run(
     words:Sequence[str], # Of the command line
+    verbose:bool=False,  # Show where an error arose?
 )->tuple[int,str]:       # Exit status, and one line for stderr or nothing
     "Run a command; what the user can put right becomes a line."
     try:
-        command = command_of(words)
-        if getattr(command, "computes", False): use_free_threads()
-        with warning_lines(): command.run()
-        sys.stdout.flush()
+        with traced(verbose), warning_lines():
+            command = command_of(words)
+            if getattr(command, "computes", False): use_free_threads()
+            command.run()
+            sys.stdout.flush()
     except BrokenPipeError:                                                    # the reader, `head` perhaps, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141,""
@@ -1356,10 +1371,12 @@ def main(
     for out in (sys.stdout, sys.stderr): # a path may hold letters that a terminal lacks
         if hasattr(out, "reconfigure"): out.reconfigure(errors="backslashreplace")
     if words in (["--version"], ["-V"]): return print(f"stremn {__version__}")
+    verbose = "--verbose" in words
+    words = [w for w in words if w!="--verbose"]
     if not words:
         with redirect_stdout(sys.stderr), suppress(SystemExit): parse(["--help"])
         sys.exit(2)
     with suppress(ValueError): signal.signal(signal.SIGTERM, signal.default_int_handler) # main thread
-    status,line = run(words)
+    status,line = run(words, verbose)
     if line: print("stremn:", did_you_mean(" ".join(line.split())), file=sys.stderr)
     if status: sys.exit(status)

@@ -635,3 +635,11 @@ def test_a_network_of_the_other_task_is_named(work, capsys):
     words = ["segment", "frames", "--mask", "first.png", "--out", "o", "--weights", "prediction-tiny"]
     status, _, err = stremn_main(capsys, *words)
     assert status == 2 and "expected a network that segments, found prediction-tiny" in err[0] and len(err) == 1
+
+
+def test_verbose_shows_where_an_error_arose(work, capsys):
+    words = ["segment", "nowhere", "--mask", "first.png", "--out", "o"]
+    plain = stremn_main(capsys, *words)
+    status, out, err = stremn_main(capsys, *words, "--verbose")
+    assert (status, out) == (2, []) == plain[:2] and err[-1] == plain[2][0]
+    assert err[0].startswith("Traceback") and any("open_source" in line for line in err)
