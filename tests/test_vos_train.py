@@ -205,7 +205,7 @@ def test_the_papers_numbers():
 def test_what_is_missing_is_named(root, tmp_path):
     with pytest.raises(StremnError, match="expected coco stills in it, found none; stremn data"):
         find_dataset(root, "coco", "stills")
-    with pytest.raises(StremnError, match="expected one of davis2016-240p, davis2017, youtube2018, found 'kitti'"):
+    with pytest.raises(StremnError, match="expected one of davis2016-240p, davis2017, youtube2018, own, found 'kitti'"):
         training_videos(root, "kitti")
     with pytest.raises(StremnError, match="expected YouTube-VOS 2018 train in it, found none"):
         training_videos(root, "youtube2018")
