@@ -37,6 +37,7 @@ setup(
     install_requires=cfg["requirements"].split(),
     extras_require={"notebooks": cfg["notebook_requirements"].split(), "sam2": cfg["sam2_requirements"].split(),
                     "prompt": cfg["prompt_requirements"].split(), "timm": cfg["timm_requirements"].split(),
+                    "hub": cfg["hub_requirements"].split(),
                     "dev": cfg["dev_requirements"].split()},
     entry_points={"console_scripts": cfg["console_scripts"].split(),
                   "nbdev": [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"]},

@@ -23,7 +23,7 @@ FOLDER = Path(find_spec("stremn").origin).parent/"weights" # Shipped
 PACKAGES = {"torch":"torch", "torchvision":"torchvision", "numpy":"numpy", "pillow":"PIL",
             "av":"av", "accelerate":"accelerate", "safetensors":"safetensors"} # Name -> module
 EXTRAS = {"notebooks":("matplotlib", "ipywidgets", "jupyterlab"), "prompt":("cv2",),
-          "sam2":("transformers",), "timm":("timm",)}
+          "sam2":("transformers",), "timm":("timm",), "hub":("huggingface_hub",)}
 
 def size_text(
     count:float, # Bytes

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import stat
+import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from stremn.core import StremnError, make_generator
 from stremn.experiments.leaderboard import chosen
 from stremn.memory.bank import BankConfig
 from stremn.models import hub
-from stremn.models.hub import DEFAULT_POLICIES, available, find_weights, load, read_file, save_weights
+from stremn.models.hub import DEFAULT_POLICIES, available, find_weights, load, push_to_hub, read_file, save_weights
 from stremn.models.vos import VOSConfig, VOSModel
 
 CONFIG = VOSConfig(widths=(4, 6), decoder_width=4, bank=replace(
@@ -221,7 +222,8 @@ def test_unknown_names_and_devices(saved, tmp_path, monkeypatch):
     assert available() == [] and "or one of none" in message(lambda: load("vos-huge"))
     monkeypatch.setattr(hub, "FOLDER", tmp_path)
     assert available() == ["mine"] and find_weights("mine") == saved[1] and load("mine").config == CONFIG
-    assert "expected a .safetensors file or one of mine, found 'vos-huge'" in message(lambda: load("vos-huge"))
+    expected = "expected a .safetensors file, hf:owner/name or one of mine, found 'vos-huge'"
+    assert expected in message(lambda: load("vos-huge"))
     message(lambda: load(tmp_path))
     assert "device" in message(lambda: load("mine", device="abacus"))
     assert "ends in .safetensors" in message(lambda: save_weights(saved[0], tmp_path / "x.pt", {}))
@@ -259,3 +261,82 @@ def test_a_field_of_several_types_takes_the_first_that_fits(tmp_path):
     assert _restore(int | tuple[int, ...] | None, None, "x") is None
     with pytest.raises(StremnError, match="x"):
         _restore(int | tuple[int, ...], "wide", "x")
+
+
+# ---- the Hugging Face hub ------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def repositories(tmp_path, monkeypatch):
+    "A hub in a folder, in the place of `huggingface_hub`'s two functions."
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    root, asked = tmp_path / "hub", []
+
+    def hf_hub_download(repo_id, filename):
+        if not (root / repo_id / filename).is_file():
+            raise huggingface_hub.errors.LocalEntryNotFoundError(f"no {repo_id}\nin the cache")
+        return str(root / repo_id / filename)
+
+    class HfApi:
+        def create_repo(self, repo_id, *, private, exist_ok):
+            if repo_id.startswith("other/"):
+                raise PermissionError("403 Forbidden:\nyou are not other")
+            asked.append((repo_id, private, exist_ok))
+            (root / repo_id).mkdir(parents=True, exist_ok=True)
+            return f"https://huggingface.co/{repo_id}"
+
+        def upload_file(self, *, path_or_fileobj, path_in_repo, repo_id):
+            (root / repo_id / path_in_repo).write_bytes(Path(path_or_fileobj).read_bytes())
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
+    monkeypatch.setattr(huggingface_hub, "HfApi", HfApi)
+    return root, asked
+
+
+def test_to_the_hub_and_back(saved, repositories):
+    model, path = saved
+    root, asked = repositories
+    assert push_to_hub(load(path), "me/cats") == "https://huggingface.co/me/cats"
+    assert push_to_hub(model, "me/cats", {"J": 1}, private=True) == "https://huggingface.co/me/cats"
+    assert asked == [("me/cats", False, True), ("me/cats", True, True)]
+    push_to_hub(load(path), "me/dogs")
+    assert [p.name for p in (root / "me/dogs").iterdir()] == ["model.safetensors"]
+    dogs, cats = load("hf:me/dogs"), load("hf:me/cats")
+    assert dogs.card == load(path).card and cats.card == {"J": 1} and dogs.config == model.config
+    assert all(torch.equal(a, dogs.state_dict()[k]) for k, a in model.state_dict().items())
+
+
+def test_a_predictor_keeps_its_task(repositories):
+    push_to_hub(load("prediction-tiny"), "me/next")
+    assert type(load("hf:me/next")) is type(load("prediction-tiny"))
+
+
+def test_what_the_hub_refuses_is_a_line(saved, repositories):
+    assert "hf:me/none: expected a repository with model.safetensors" in message(lambda: load("hf:me/none"))
+    assert "LocalEntryNotFoundError: no me/none in the cache" in message(lambda: load("hf:me/none"))
+    assert "PermissionError: 403 Forbidden: you are not other" in message(lambda: push_to_hub(saved[0], "other/x"))
+
+
+def test_offline_and_wrong_names_with_the_real_package(monkeypatch, tmp_path):
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    assert "hf:me/none: expected a repository" in message(lambda: load("hf:me/none"))
+    assert "hf:a/b/c: expected a repository" in message(lambda: load("hf:a/b/c"))
+    assert "hf:: expected a repository" in message(lambda: load("hf:"))
+
+
+def test_a_file_in_the_cache_needs_no_network(saved, monkeypatch, tmp_path):
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    place = tmp_path / "cache/models--me--cats"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs/main").write_text("a" * 40)
+    (place / "snapshots" / ("a" * 40)).mkdir(parents=True)
+    (place / "snapshots" / ("a" * 40) / "model.safetensors").write_bytes(saved[1].read_bytes())
+    assert load("hf:me/cats").config == CONFIG
+
+
+def test_without_huggingface_hub_the_way_out_is_named(saved, monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    for f in (lambda: load("hf:me/cats"), lambda: push_to_hub(saved[0], "me/cats")):
+        assert "expected the package huggingface_hub, found none: pip install 'stremn[hub]'" in message(f)

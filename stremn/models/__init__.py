@@ -4,7 +4,10 @@ from typing import TYPE_CHECKING
 from stremn import _doors
 
 if TYPE_CHECKING:
-    from .hub import available as available, load as load, save_weights as save_weights
+    from .hub import (
+        available as available, load as load, push_to_hub as push_to_hub,
+        save_weights as save_weights,
+    )
     from .prediction import PredictionConfig as PredictionConfig, PredictionModel as PredictionModel
     from .prediction_baselines import BASELINES as BASELINES, WEIGHTLESS as WEIGHTLESS
     from .presets import (
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
     )
 else:
     __getattr__, __dir__, __all__ = _doors(__name__, {
-        "hub": "available load save_weights",
+        "hub": "available load push_to_hub save_weights",
         "prediction": "PredictionConfig PredictionModel",
         "prediction_baselines": "BASELINES WEIGHTLESS",
         "presets": "paper_prediction paper_vos small_vos timm_vos",
