@@ -91,7 +91,7 @@ def chosen(
 class SegmentOptions:
     "Options of whatever segments: weights, memory, device."
     weights:Name = "vos-small"
-    "Weights that came with the package (see: stremn models), or a .safetensors file."
+    "Weights that came with the package (see: stremn models), a .safetensors file, or hf:owner/name."
     policy:Name = "default"
     """Rule that picks the slot to replace: oldest, newest, random, reservoir, first_last, most_similar, learned,
     lfu, ucb or diversity; coverage, coverage_object, coverage_learned, coverage_gated,
