@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from .clips import (
         Batch as Batch, Clip as Clip, collate as collate, one_hot_objects as one_hot_objects,
     )
+    from .damaged import open_damaged as open_damaged
     from .folders import open_folder as open_folder
     from .levels import (
         LEVELS as LEVELS, clip_hash as clip_hash, clip_statistics as clip_statistics,
         level_clips as level_clips,
     )
+    from .live import open_camera as open_camera, open_pipe as open_pipe
     from .prediction import PredictionData as PredictionData, prediction_data as prediction_data
     from .stills import (
         StillFolder as StillFolder, StillSampler as StillSampler, still_clip as still_clip,
@@ -37,8 +39,10 @@ else:
         "catalog": "describe_data describe_prediction find_dataset",
         "chameleon": "ChameleonConfig chameleon_batch",
         "clips": "Batch Clip collate one_hot_objects",
+        "damaged": "open_damaged",
         "folders": "open_folder",
         "levels": "LEVELS clip_hash clip_statistics level_clips",
+        "live": "open_camera open_pipe",
         "prediction": "PredictionData prediction_data",
         "stills": "StillFolder StillSampler still_clip",
         "video": "VideoFile VideoWriter open_source",

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
         evaluate_davis as evaluate_davis, evaluate_folders as evaluate_folders,
         evaluate_youtube as evaluate_youtube,
     )
+    from .exports import write_cutout as write_cutout, write_prob as write_prob
     from .files import segment_dataset as segment_dataset, segment_video as segment_video
     from .multiscale import TestTimeConfig as TestTimeConfig
     from .state import MemoryReport as MemoryReport
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 else:
     __getattr__, __dir__, __all__ = _doors(__name__, {
         "evaluate": "evaluate_davis evaluate_folders evaluate_youtube",
+        "exports": "write_cutout write_prob",
         "files": "segment_dataset segment_video",
         "multiscale": "TestTimeConfig",
         "state": "MemoryReport",
