@@ -277,7 +277,8 @@ def own_rules(folder: Path):
     "A file my_rules.py in a folder, with the rule `mine`, a record and what is no rule; afterwards nobody knows it."
     (folder / "my_rules.py").write_text(
         "from stremn.memory.rules import Rule, newest, lfu\ndef mine(r): return newest(r)\n"
-        "record = Rule(lfu, needs_usage=True)\nnumber = 3\ndef two(a, b): return a\n")
+        "record = Rule(lfu, needs_usage=True)\nnumber = 3\ndef two(a, b): return a\n"
+        "def number_of_a_slot(r): return r.frames.argmin(1)\n")
     (folder / "my_bad_rules.py").write_text("def mine(r: return 1\n")
     (folder / "my_late_rules.py").write_text("1/0\n")
     all_rules()                                            # all that the package knows is known

@@ -562,6 +562,14 @@ def test_a_rule_that_is_not_there_is_refused(rule_file, name, message):
     assert name not in ZOO
 
 
+def test_a_rule_that_returns_something_else_is_named(rule_file):
+    segmenter = VideoSegmenter("vos-tiny", "my_rules:number_of_a_slot", slots=3)
+    frame, mask = torch.rand(3, 32, 32, generator=make_generator(0)), torch.ones(32, 32, dtype=torch.long)
+    for t in range(3):
+        segmenter.step(frame, mask if t == 0 else None)
+    refused("policy: expected (1, 3) (V,n) from my_rules:number_of_a_slot, found (1,)", segmenter.step, frame)
+
+
 def test_what_a_person_says_is_imported_and_a_name_in_a_file_is_not(rule_file):
     name = "my_rules:mine"
     refused(f"import_rule('{name}') makes it known", find_rule, name)

@@ -380,6 +380,17 @@ def compare_frames(
     counts = None if weights is None else weights.flatten(2)                 # (B,n+1,P)
     return Comparison(matches, flat, how is not None and how.weighted, counts)
 
+# %% ../../nbs/lessons/07_memory.bank.ipynb #07a00101
+def as_answered(
+    rule:object,   # That was asked
+    frames:Tensor, # (V,n) what it was asked about
+    a:Tensor,      # What it answered
+)->Tensor:         # (V,n) the same
+    "A rule of one's own may answer with the number of a slot, which is refused."
+    if a.shape==frames.shape: return a
+    raise StremnError(f"policy: expected {tuple(frames.shape)} (V,n) from {rule}, "
+                      f"found {tuple(a.shape)}")
+
 # %% ../../nbs/lessons/07_memory.bank.ipynb #de8b81e8
 def choose_slot(
     memory:Memory,       # Full: n slots
@@ -411,10 +422,10 @@ def choose_slot(
     def pairs(): return group_mean(row, pairwise_similarity(memory, template))
     def compare(f): return group_mean(row, f(seen))
 
-    a = find_rule(policy.rule).select(Request(
+    a = as_answered(policy.rule, frames, find_rule(policy.rule).select(Request(
         frames, free, t, memory.seen+1-held-policy.pinned, learned, appearance, policy.tau, noise,
         generator, None if usage is None else group_mean(row, usage), pairs,
-        None if seen is None else compare, beta))           # (V,n)
+        None if seen is None else compare, beta)))          # (V,n)
     if policy.keep: a = stored_anyway(a, frames, free, t, policy)
     return Decision(a[row], scores[0].detach() if scores else None, usage)
 
