@@ -43,7 +43,7 @@ def test_folders_that_do_not_fit_are_refused(tmp_path):
     refused(["nowhere", "no such folder"], VideoFolder, tmp_path / "nowhere")
     refused(["empty", "folder of frames"], VideoFolder, tmp_path / "empty")
     refused(["a file"], VideoFolder, frames / "00000.jpg")
-    refused(["2 folders", "f, m"], VideoFolder, tmp_path / "v")
+    refused(["only folders", "f, m"], VideoFolder, tmp_path / "v")
     refused(["empty", "folder of masks"], VideoFolder, frames, tmp_path / "empty")
     refused(["nowhere", "folder of masks"], VideoFolder, frames, tmp_path / "nowhere")
     Image.fromarray(frame_pixels(size=(H, W + 1))).save(frames / "00003.jpg")

@@ -306,7 +306,7 @@ def test_the_papers_numbers():
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (dict(encoder="vgg"), "encoder: expected one of tiny, lite0, resnet18, resnet50, found 'vgg'"),
+    (dict(encoder="vgg"), "encoder: expected one of tiny, lite0, resnet18, resnet50, timm:NAME, found 'vgg'"),
     (dict(norm="batch"), "norm: expected one of group, frozen"),
     (dict(decoder="heavy"), "decoder: expected one of light, stm"),
     (dict(encoder="resnet18"), r"widths: expected \(64, 128, 256\) with resnet18, found \(24, 64\)"),

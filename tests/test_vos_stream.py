@@ -444,7 +444,7 @@ def test_the_seed_decides_and_reset_starts_again(model, clip):
     ({"slots": 0}, "from 1 on"), ({"slots": -2}, "found -2"), ({"slots": "four"}, "'four'"), ({"slots": 2.5}, "2.5"),
     ({"slots": True}, "True"), ({"policy": "newst"}, "found 'newst'"), ({"policy": ""}, "found ''"),
     ({"device": "tpu"}, "'tpu'"), ({"model": "vos-giant"}, "vos-giant"), ({"seed": "x"}, "seed"),
-    ({"model": "prediction-tiny"}, "a network that segments, found RecallModel")])
+    ({"model": "prediction-tiny"}, "a network that segments, found prediction-tiny")])
 def test_options_that_make_no_sense_are_refused(model, options, said):
     refused(said, lambda: VideoSegmenter(**{"model": model, **options}))
 
